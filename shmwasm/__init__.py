@@ -1,0 +1,1 @@
+"""Pools of WebAssembly instances, each in its own process, over shared heaps."""

@@ -1,0 +1,1 @@
+"""The messages between the processes, as values: no socket, no clock, no lock."""
