@@ -1,0 +1,1 @@
+"""The only layer at the kernel: mappings, segments, channels, processes."""
