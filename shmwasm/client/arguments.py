@@ -1,0 +1,62 @@
+"""From Python's numbers to a WebAssembly function's, checked before anything is sent."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, SupportsIndex
+
+from shmwasm import errors
+from shmwasm.client.blocks import Block
+from shmwasm.client.calls import Number
+
+if TYPE_CHECKING:
+    from shmwasm.client.instances import Instance
+
+Value = SupportsIndex | float
+"""What can be passed to a guest: integers (and blocks, as their app address) and floats."""
+
+_LIMITS = {"i32": (-(1 << 31), 1 << 32), "i64": (-(1 << 63), 1 << 64)}
+
+
+def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], list[Number]]:
+    """Return the function that checks and converts the arguments of one export of one instance.
+
+    Raises:
+        UnsupportedError: The function takes or returns something that is not a number.
+    """
+    kind = instance.module.exports[export]
+    for one in (*kind.parameters, *kind.results):
+        if one not in {"i32", "i64", "f32", "f64"}:
+            raise errors.UnsupportedError(f"calling {export!r} from Python", f"it takes or returns a value of type {one}")
+    parameters = kind.parameters
+
+    def convert(arguments: Sequence[Value]) -> list[Number]:
+        if len(arguments) != len(parameters):
+            raise errors.ArgumentError(f"{export!r} takes {len(parameters)} arguments ({', '.join(parameters)}), not {len(arguments)}")
+        for argument in arguments:
+            if argument.__class__ is Block:
+                instance.check_block(argument)  # type: ignore[arg-type]
+        return [_number(export, place, parameter, argument) for place, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True))]
+
+    return convert
+
+
+def results_of(results: list[Number]) -> Number | list[Number] | None:
+    """Return a call's results as Python likes them: None, one number, or a list."""
+    if len(results) == 1:
+        return results[0]
+    return results or None
+
+
+def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
+    try:
+        if parameter in {"f32", "f64"}:
+            return float(argument)
+        value = operator.index(argument)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise errors.ArgumentError(f"argument {place} of {export!r} must be of type {parameter}, not {argument!r}") from None
+    low, high = _LIMITS[parameter]
+    if not low <= value < high:
+        raise errors.ArgumentError(f"argument {place} of {export!r} is {value}, which does not fit type {parameter}")
+    return value

@@ -1,0 +1,104 @@
+"""A block of a shared heap, as the host holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmwasm.addresses import AppAddress, HeapOffset
+from shmwasm.errors import ClosedError, UnsupportedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy
+
+    from shmwasm.client.heaps import SharedHeap
+
+
+class Block:
+    """Bytes of a shared heap: `size` bytes from heap offset `offset` on.
+
+    A block passes as its app address wherever an integer is expected (`__index__`), so it can be given to a guest as it is. It can be
+    pickled: whoever unpickles it, in whichever process of the same user, attaches to the same bytes.
+
+    As a context manager it is freed at the end. It is not freed when it is collected: a guest may hold its address.
+    """
+
+    __slots__ = ("_freed", "heap", "offset", "size")
+
+    def __init__(self, heap: SharedHeap, offset: HeapOffset, size: int) -> None:
+        self.heap = heap
+        """The heap that the block is in."""
+        self.offset = offset
+        """Where it starts, in bytes from the heap's first byte."""
+        self.size = size
+        """Its length in bytes, as it was asked for."""
+        self._freed = False
+
+    @property
+    def address(self) -> AppAddress:
+        """Where a guest attached to the heap's chain sees the block. Changes when the heap is chained or unchained."""
+        return AppAddress(self.heap.start + self.offset)
+
+    @property
+    def view(self) -> memoryview:
+        """The block's bytes, without a copy; writable unless the heap is read-only.
+
+        Raises:
+            ClosedError: The block was freed, or its heap closed.
+        """
+        if self._freed:
+            raise ClosedError(repr(self), "was freed")
+        return self.heap.view[self.offset : self.offset + self.size]
+
+    def ndarray(self, dtype: Any, shape: int | tuple[int, ...] | None = None) -> numpy.ndarray[Any, Any]:
+        """Return a numpy array over the block's bytes, without a copy.
+
+        Args:
+            dtype: Whatever numpy takes for an element type.
+            shape: The array's shape; by default one dimension with as many elements as fit.
+
+        Raises:
+            UnsupportedError: numpy is not installed.
+            ValueError: The block is too small for that shape (numpy's own error).
+        """
+        try:
+            import numpy  # noqa: PLC0415: an optional dependency
+        except ImportError:
+            raise UnsupportedError("Block.ndarray", "numpy is not installed; install 'shmwasm[numpy]'") from None
+        kind = numpy.dtype(dtype)
+        if shape is None:
+            shape = self.size // kind.itemsize
+        return numpy.ndarray(shape, kind, buffer=self.view)
+
+    def free(self) -> None:
+        """Give the block back; a second time does nothing.
+
+        Raises:
+            InvalidFreeError: The block is not live: somebody else freed it already.
+        """
+        if not self._freed:
+            self.heap.free(self)
+
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.free()
+
+    def __index__(self) -> int:
+        return self.heap.start + self.offset
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        state = "freed block" if self._freed else "block"
+        return f"<{state} of {self.size} bytes at offset {self.offset:#x} of shared heap {self.heap.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from shmwasm.client.runtime import attach_block  # noqa: PLC0415: the runtime makes heaps, which make blocks
+
+        if self._freed:
+            raise ClosedError(repr(self), "was freed")
+        return attach_block, (*self.heap.capability(), self.offset, self.size)

@@ -1,0 +1,196 @@
+"""How calls reach an instance: the interface, and the path through a socket.
+
+An instance runs one call at a time, in the order in which they were started. A `CallPath` promises that each call's `ended` is
+called exactly once, with results or with an error, in the receiver thread; which bytes travel how is its own affair.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shmwasm import errors
+from shmwasm.client.connection import Receiver, close_descriptors
+from shmwasm.posix.channels import Channel
+from shmwasm.protocol import codec, messages
+
+Number = int | float
+Ended = Callable[[list[Number] | None, BaseException | None], None]
+HostFunction = Callable[[int, list[Number]], list[Number]]
+
+GRACE = 5.0
+"""Seconds that a worker gets to come back by itself after a call's time limit."""
+
+
+class CallPath(Protocol):
+    """How calls reach one instance."""
+
+    def start(self, export: str, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
+        """Start a call; `timeout` 0 means none."""
+
+    def share_memory(self, ended: Callable[[messages.MemoryShared | None, list[int], BaseException | None], None]) -> None:
+        """Ask for the guest's linear memory."""
+
+    def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
+        """Fail all that is under way: the worker is gone. `build` makes the error, given the export that was running."""
+
+    def close(self) -> None:
+        """Release what the path holds."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request under way: a call (`export` is set) or a look at the memory."""
+
+    export: str | None
+    timeout: float
+    ended: Callable[..., None]
+    began: float = field(default_factory=time.monotonic)
+
+
+class SocketCallPath:
+    """Calls through the worker's call channel, a packet each way.
+
+    Args:
+        channel: The client's end.
+        receiver: The thread that reads it.
+        host_function: Runs the client's host function of that index; called in a thread of its own.
+        overdue: Called when a worker does not come back from a call within its time limit and `GRACE`.
+    """
+
+    def __init__(self, channel: Channel, receiver: Receiver, host_function: HostFunction, overdue: Callable[[], None]) -> None:
+        self._channel = channel
+        self._receiver = receiver
+        self._host_function = host_function
+        self._overdue = overdue
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._lock = threading.Lock()
+        self._timed_out: _Pending | None = None
+        self._lost: Callable[[str | None], errors.ShmwasmError] | None = None
+        receiver.add(self)
+
+    def start(self, export: str, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
+        """Start a call (see `CallPath`)."""
+        self._request(
+            _Pending(export, timeout, ended),
+            lambda number: messages.Call(request=number, export=export, arguments=list(arguments), timeout=timeout),
+        )
+        if timeout:
+            self._receiver.wake()
+
+    def share_memory(self, ended: Callable[[messages.MemoryShared | None, list[int], BaseException | None], None]) -> None:
+        """Ask for the guest's linear memory (see `CallPath`)."""
+
+        def adapt(
+            message: messages.MemoryShared | None, error: BaseException | None, descriptors: Sequence[int] = ()
+        ) -> None:
+            ended(message, list(descriptors), error)
+
+        self._request(_Pending(None, 0.0, adapt), lambda number: messages.ShareMemory(request=number))
+
+    def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
+        """Fail all that is under way (see `CallPath`)."""
+        with self._lock:
+            self._lost = build
+            pending, self._pending = list(self._pending.values()), {}
+        running = next((one.export for one in pending if one.export is not None), None)
+        for one in pending:
+            if one is self._timed_out and one.export is not None:
+                instance = build(running)
+                number = instance.instance if isinstance(instance, errors.InstanceError) else 0
+                one.ended(None, errors.CallTimeoutError(number, one.export, one.timeout))
+            else:
+                one.ended(None, build(running))
+
+    def close(self) -> None:
+        """Release the channel."""
+        self._receiver.remove(self)
+        self._channel.close()
+
+    def fileno(self) -> int:
+        """Return the channel's descriptor."""
+        return self._channel.fileno()
+
+    def handle_readable(self) -> bool:
+        """Read one packet. At its end the worker is gone or going: the coordinator will say how."""
+        try:
+            packet = self._channel.receive()
+            if packet is None:
+                return False
+            message = codec.call_replies.decode(packet[0])
+        except errors.ShmwasmError:
+            return False
+        match message:
+            case messages.Return(request=request, results=results):
+                self._end(request, results, None)
+            case messages.Raised(request=request, code=code, facts=facts):
+                self._end(request, None, errors.from_wire(code, facts))
+            case messages.MemoryShared(request=request):
+                self._end(request, message, None, packet[1])
+            case messages.HostCall():
+                close_descriptors(packet[1])
+                threading.Thread(target=self._run_host_function, args=(message,), daemon=True, name="shmwasm-host-function").start()
+        return True
+
+    def next_deadline(self) -> float | None:
+        """Return when the running call will be overdue."""
+        running = self._running()
+        if running is None or not running.timeout or running is self._timed_out:
+            return None
+        return running.began + running.timeout + GRACE
+
+    def handle_deadline(self) -> None:
+        """The worker did not come back."""
+        self._timed_out = self._running()
+        self._overdue()
+
+    def _running(self) -> _Pending | None:
+        with self._lock:
+            return next(iter(self._pending.values()), None)
+
+    def _request(self, pending: _Pending, build: Callable[[int], messages.Request]) -> None:
+        with self._lock:
+            number = next(self._numbers)
+            lost = self._lost
+            if lost is None:
+                self._pending[number] = pending
+        if lost is not None:
+            pending.ended(None, lost(None))
+            return
+        try:
+            self._channel.send(codec.encode(build(number)))
+        except errors.ClosedError:
+            # The worker is gone; `lose` ends this request as soon as the coordinator has said how.
+            return
+
+    def _end(
+        self, request: int, result: list[Number] | messages.MemoryShared | None, error: BaseException | None, received: Sequence[int] = ()
+    ) -> None:
+        with self._lock:
+            pending = self._pending.pop(request, None)
+            following = next(iter(self._pending.values()), None)
+            if following is not None:
+                following.began = time.monotonic()
+        if pending is None:
+            close_descriptors(received)
+        elif pending.export is None:
+            pending.ended(result, error, received)
+        else:
+            pending.ended(result, error)
+
+    def _run_host_function(self, message: messages.HostCall) -> None:
+        try:
+            reply = messages.HostReturn(results=self._host_function(message.index, message.arguments))
+        except errors.HostFunctionError as error:
+            code, facts = errors.to_wire(error)
+            reply = messages.HostReturn(code=code, facts=facts)
+        try:
+            self._channel.send(codec.encode(reply))
+        except errors.ClosedError:
+            # The worker died while the function ran: its call fails with `WorkerLostError`.
+            return

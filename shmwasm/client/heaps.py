@@ -1,0 +1,302 @@
+"""A shared heap, as the host holds it.
+
+A heap stands alone (a chain of one) or in a chain. What a guest sees of it is decided when it is attached: the window ends at 4 GiB,
+so `start`, and with it every block's app address, changes when the heap is chained or unchained, and never otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from shmwasm import errors
+from shmwasm.addresses import AppAddress, HeapOffset, NativeAddress
+from shmwasm.client.blocks import Block
+from shmwasm.client.connection import Connection
+from shmwasm.core import AllocatorStatistics, HeapSlot
+from shmwasm.posix.mappings import Mapping
+from shmwasm.protocol import messages
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+OnDeath = Literal["keep", "free"]
+"""What becomes of a dead process's live blocks: they stay valid for the others, or are freed."""
+
+
+class SharedHeap:
+    """A heap in shared memory; made by `Runtime.create_shared_heap` and `Runtime.open_shared_heap`.
+
+    Calling its methods from several threads at once is safe. It must not be used in a forked child; pickle a block instead.
+
+    Attributes:
+        name: Its name, for people and for `Runtime.open_shared_heap`.
+        size: Its size in bytes.
+        managed: Whether it has our allocator; a preallocated heap has none.
+        read_only: Whether nobody may write to it.
+    """
+
+    def __init__(
+        self,
+        description: messages.HeapDescription,
+        *,
+        address: str,
+        mapping: Mapping,
+        slot: HeapSlot | None,
+        connection: Connection,
+        refusal: Callable[[SharedHeap, int], errors.HeapError],
+        reset: Callable[[SharedHeap], None],
+        forget: Callable[[SharedHeap], None],
+    ) -> None:
+        self.name = description.name
+        self.size = description.size
+        self.managed = description.managed
+        self.read_only = description.read_only
+        self.number = description.heap
+        self._token = description.token
+        self._scrub = description.scrub
+        self._start = AppAddress(description.start)
+        self._address = address
+        self._mapping: Mapping | None = mapping
+        self._view: memoryview | None = mapping.view[: description.size]
+        self._native: NativeAddress = mapping.address
+        self._slot = slot
+        self._connection = connection
+        self._refusal = refusal
+        self._reset = reset
+        self._forget = forget
+
+    @property
+    def start(self) -> AppAddress:
+        """Where a guest attached to the heap's chain sees the heap's first byte."""
+        return self._start
+
+    @property
+    def view(self) -> memoryview:
+        """All bytes of the heap, without a copy; writable unless the heap is read-only.
+
+        Raises:
+            ClosedError: The heap was closed.
+        """
+        if self._view is None:
+            raise errors.ClosedError(repr(self))
+        return self._view
+
+    def malloc(self, size: int, *, alignment: int = 16) -> Block:
+        """Allocate a block; its bytes are whatever was there (see `calloc`).
+
+        Args:
+            size: Bytes, at least 1.
+            alignment: A power of two up to 65536. Relative to the heap's start, and to the app address, which is always a multiple of
+                the OS page away from it.
+
+        Raises:
+            HeapExhaustedError: There is no room, `size` is 0, or the heap is preallocated and has no allocator.
+            QuotaExceededError: There is room, but this process may not have it.
+            ArgumentError: `size` or `alignment` is no such number.
+            ClosedError: The heap was closed.
+        """
+        address = self.malloc_address(size, alignment)
+        return Block(self, HeapOffset(address - self._start), size)
+
+    def malloc_address(self, size: int, alignment: int = 16) -> AppAddress:
+        """Allocate like `malloc`, and return just the app address: for the hottest loops."""
+        slot = self._slot
+        if slot is None:
+            raise self._no_allocator(size)
+        address = slot.malloc(size, alignment)
+        if not address:
+            raise self._refusal(self, size)
+        return AppAddress(address)
+
+    def calloc(self, count: int, size: int = 1) -> Block:
+        """Allocate a block of `count * size` zero bytes; raises what `malloc` raises."""
+        if count < 0 or size < 0:
+            raise errors.ArgumentError(f"calloc of {count} x {size} bytes: neither may be negative")
+        block = self.malloc(count * size)
+        ctypes.memset(self._native + block.offset, 0, block.size)
+        return block
+
+    def realloc(self, block: Block, size: int) -> Block:
+        """Return a block of `size` bytes that starts with the bytes of `block`, which must not be used any more.
+
+        The bytes stay where they are when they can.
+
+        Raises:
+            InvalidFreeError: `block` is not live; nothing changed.
+            HeapExhaustedError: There is no room; `block` stays as it was.
+        """
+        slot = self._managed_slot()
+        usable = slot.usable_size(self._address_of(block))
+        if not usable:
+            raise errors.InvalidFreeError(self.name, self._address_of(block), "it is not a live block")
+        if usable // 2 < size <= usable:
+            moved = Block(self, block.offset, size)
+        else:
+            moved = self.malloc(size)
+            ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size))
+            slot.free(block.address)
+        block._freed = True  # noqa: SLF001: a heap and its blocks are one thing
+        return moved
+
+    def free(self, block: Block | int) -> None:
+        """Free a block, given as a `Block` or as its app address (signed or unsigned).
+
+        Raises:
+            InvalidFreeError: It is not a live block of this heap, or not this process's where the heap asks for that; nothing changed.
+        """
+        slot = self._slot
+        if slot is None:
+            raise self._no_allocator_free(block)
+        if block.__class__ is Block:
+            if block.heap is not self:  # type: ignore[union-attr]
+                raise errors.InvalidFreeError(self.name, block.__index__(), f"it is a block of heap {block.heap.name!r}")  # type: ignore[union-attr]
+            if block._freed:  # type: ignore[union-attr]  # noqa: SLF001
+                raise errors.InvalidFreeError(self.name, block.__index__(), "it was freed already")
+            if self._scrub:
+                self._scrub_block(block.__index__())
+            slot.free(self._start + block.offset)  # type: ignore[union-attr]
+            block._freed = True  # type: ignore[union-attr]  # noqa: SLF001
+        else:
+            if self._scrub:
+                self._scrub_block(int(block))
+            slot.free(block)  # type: ignore[arg-type]
+
+    def usable_size(self, block: Block | int) -> int:
+        """Return how many bytes the block at that app address can hold; 0 if no live block starts there."""
+        return self._managed_slot().usable_size(self._address_of(block))
+
+    def block_at(self, app_address: int, size: int | None = None) -> Block:
+        """Return the block at an app address (signed or unsigned) that a guest gave.
+
+        Args:
+            app_address: In a managed heap, where a live block starts; in a preallocated one, any address in it.
+            size: The block's size in bytes; by default all that it can hold, or the rest of a preallocated heap.
+
+        Raises:
+            ArgumentError: There is no such block in this heap, or it is smaller than `size`.
+        """
+        address = app_address & 0xFFFF_FFFF
+        offset = HeapOffset(address - self._start)
+        if not 0 <= offset < self.size:
+            raise errors.ArgumentError(f"app address {address:#x} is not in shared heap {self.name!r}")
+        usable = self.size - offset if self._slot is None else self._slot.usable_size(address)
+        if not usable:
+            raise errors.ArgumentError(f"no live block of shared heap {self.name!r} starts at app address {address:#x}")
+        if size is not None and not 0 < size <= usable:
+            raise errors.ArgumentError(f"the block at app address {address:#x} has {usable} bytes, not {size}")
+        return Block(self, offset, usable if size is None else size)
+
+    def statistics(self) -> AllocatorStatistics:
+        """Return what the allocator counts; meaningful to the last block only while nobody allocates.
+
+        Raises:
+            HeapExhaustedError: The heap is preallocated and has no allocator.
+        """
+        return self._managed_slot().statistics()
+
+    def verify(self) -> None:
+        """Check every invariant of the allocator's metadata.
+
+        Raises:
+            HeapCorruptError: One does not hold.
+        """
+        self._managed_slot().verify()
+
+    def reset(self) -> None:
+        """Free everything in the chain that this heap heads: managed heaps become empty, preallocated ones zero.
+
+        Raises:
+            ChainError: A heap of the chain is attached, or in use by another client, or this heap is not a head.
+        """
+        self._reset(self)
+
+    def close(self) -> None:
+        """Give up this process's hold on the heap. Views stay valid; the memory lives while anybody uses it. Twice is fine."""
+        if self._mapping is None:
+            return
+        self.release()
+        self._forget(self)
+        if not self._connection.lost:
+            self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=self.number))
+
+    def capability(self) -> tuple[str, str]:
+        """Return what another process of this user needs to open the heap: the coordinator's address and the heap's token."""
+        return self._address, self._token
+
+    def __enter__(self) -> SharedHeap:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        kind = "managed" if self.managed else "preallocated"
+        return f"<{kind} shared heap {self.name!r} of {self.size} bytes>"
+
+    def move(self, start: AppAddress) -> None:
+        """Take note that the heap starts at `start` from now on: its chain changed."""
+        self._start = start
+        if self._slot is not None:
+            self._slot.move(start)
+
+    def give_back(self) -> None:
+        """Return every slab in which nothing lives to the coordinator."""
+        if self._slot is not None:
+            ranges = self._slot.trim()
+            if ranges:
+                self._connection.send(messages.Release(heap=self.number, ranges=ranges))
+
+    def release(self) -> None:
+        """Drop what this process holds of the heap; the coordinator is told nothing."""
+        if self._mapping is not None:
+            self._mapping.close()
+        self._mapping = self._view = None
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            slot.close()
+
+    def start_anew(self) -> None:
+        """Start anew after a reset of the chain: no block lives any more."""
+        if self._slot is not None:
+            self._slot.reset()
+        elif not self.read_only:
+            ctypes.memset(self._native, 0, self.size)
+
+    def abandon(self) -> None:
+        """Take the heap away from a forked child; the coordinator is told nothing."""
+        self._mapping = None
+        self._view = None
+
+    def _managed_slot(self) -> HeapSlot:
+        if self._mapping is None:
+            raise errors.ClosedError(repr(self))
+        if self._slot is None:
+            raise errors.UnsupportedError(f"allocation in {self!r}", "it has no allocator")
+        return self._slot
+
+    def _no_allocator(self, size: int) -> errors.ShmwasmError:
+        if self._mapping is None:
+            return errors.ClosedError(repr(self))
+        return errors.HeapExhaustedError(self.name, size, 0)
+
+    def _no_allocator_free(self, block: Block | int) -> errors.ShmwasmError:
+        if self._mapping is None:
+            return errors.ClosedError(repr(self))
+        return errors.InvalidFreeError(self.name, self._address_of(block), "a preallocated heap has no allocator")
+
+    def _address_of(self, block: Block | int) -> AppAddress:
+        if isinstance(block, Block) and block.heap is not self:
+            raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
+        return AppAddress(block.__index__() & 0xFFFF_FFFF)
+
+    def _scrub_block(self, address: int) -> None:
+        slot = self._managed_slot()
+        address &= 0xFFFF_FFFF
+        usable = slot.usable_size(AppAddress(address))
+        if usable:
+            ctypes.memset(self._native + address - self._start, 0, usable)

@@ -1,0 +1,317 @@
+"""One instance in a worker process of its own, as the user holds it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from shmwasm import errors
+from shmwasm.client.arguments import Value, converters, results_of
+from shmwasm.client.blocks import Block
+from shmwasm.client.calls import CallPath, Number, SocketCallPath
+from shmwasm.client.connection import Connection, Receiver, close_descriptors
+from shmwasm.client.heaps import SharedHeap
+from shmwasm.client.modules import Module
+from shmwasm.engine.callers import Caller, Region, run_host_function
+from shmwasm.posix.channels import Channel
+from shmwasm.posix.mappings import Mapping, map_anywhere
+from shmwasm.protocol import messages
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Result = Number | list[Number] | None
+"""What a call returns: None, one number, or a list of several. Integers are signed."""
+
+
+class BoundExport:
+    """One exported function of one instance; call it like a function."""
+
+    __slots__ = ("_convert", "_instance", "name")
+
+    def __init__(self, instance: Instance, name: str) -> None:
+        self._instance = instance
+        self._convert = converters(instance, name)
+        self.name = name
+
+    def __call__(self, *arguments: Value, timeout: float | None = None) -> Result:
+        """Call the function and wait for its result; raises what `Instance.call` raises."""
+        return self.submit(*arguments, timeout=timeout).result()
+
+    def submit(self, *arguments: Value, timeout: float | None = None) -> Future[Result]:
+        """Start a call and return its future; raises what `Instance.submit` raises."""
+        return self._instance.begin(self.name, self._convert(arguments), timeout)
+
+    def __repr__(self) -> str:
+        return f"<export {self.name!r} of {self._instance!r}>"
+
+
+class Exports:
+    """The exported functions of an instance, as attributes and by name."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._bound: dict[str, BoundExport] = {}
+
+    def __getitem__(self, name: str) -> BoundExport:
+        bound = self._bound.get(name)
+        if bound is None:
+            if name not in self._instance.module.exports:
+                raise errors.UnknownExportError(self._instance.number, str(name), sorted(self._instance.module.exports))
+            bound = self._bound[name] = BoundExport(self._instance, name)
+        return bound
+
+    def __getattr__(self, name: str) -> BoundExport:
+        try:
+            return self[name]
+        except errors.UnknownExportError as error:
+            raise AttributeError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._instance.module.exports)
+
+    def __len__(self) -> int:
+        return len(self._instance.module.exports)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._instance.module.exports
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._instance.module.exports]
+
+
+class Instance:
+    """An instance of a module, in a worker process; made by `Runtime.spawn`.
+
+    It runs one call at a time; further calls wait in line. Calling its methods from several threads at once is safe.
+
+    After a trap (`WorkerTrapError`) or a time limit (`CallTimeoutError`) the instance lives on, its private memory as the trap left it.
+
+    Attributes:
+        module: The module that it is an instance of.
+        number: Its number, unique in its coordinator.
+        pid: Its worker's process id, as the coordinator's launcher sees it.
+        when_gone: Called, in the receiver thread, once the worker is gone.
+    """
+
+    def __init__(
+        self,
+        spawned: messages.Spawned,
+        channel: Channel,
+        module: Module,
+        *,
+        shared_heap: SharedHeap | None,
+        connection: Connection,
+        receiver: Receiver,
+        heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
+        forget: Callable[[Instance], None],
+    ) -> None:
+        self.module = module
+        self.number = spawned.instance
+        self.pid = spawned.pid
+        self.exports = Exports(self)
+        self._shared_heap = shared_heap
+        self._connection = connection
+        self._receiver = receiver
+        self._heaps_of = heaps_of
+        self._forget = forget
+        self._channel = channel
+        self.when_gone: Callable[[], None] | None = None
+        self._gone = threading.Event()
+        self._closed = False
+        self._memory: Mapping | None = None
+        self._path: CallPath = SocketCallPath(channel, receiver, self._run_host_function, self._kill_overdue)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker process is there, as far as this process has been told."""
+        return not self._gone.is_set() and not self._closed
+
+    @property
+    def shared_heap(self) -> SharedHeap | None:
+        """The head of the chain that the instance is attached to, or None."""
+        return self._shared_heap
+
+    @property
+    def memory(self) -> memoryview:
+        """The guest's linear memory as large as it is now, shared and writable: not a copy.
+
+        The first use turns the worker's private memory into shared memory, which costs one copy there. Taking it waits until the
+        instance is between calls, or waits for a host function of this process. After `memory.grow`, take it again.
+
+        Raises:
+            WorkerLostError: The worker is gone.
+            UnsupportedError: The module exports no memory.
+        """
+        self._receiver.check_may_block()
+        answered: Future[tuple[messages.MemoryShared, list[int]]] = Future()
+
+        def ended(message: messages.MemoryShared | None, descriptors: list[int], error: BaseException | None) -> None:
+            if message is None:
+                answered.set_exception(error)
+            else:
+                answered.set_result((message, descriptors))
+
+        self._path.share_memory(ended)
+        message, descriptors = answered.result()
+        if descriptors:
+            if self._memory is None:
+                self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
+            close_descriptors(descriptors)
+        if self._memory is None:
+            raise errors.ProtocolError("the worker shared its memory without a descriptor")
+        return self._memory.view[: message.size]
+
+    def call(self, export: str, *arguments: Value, timeout: float | None = None) -> Result:
+        """Call an exported function and wait for its result.
+
+        Args:
+            export: The function's name.
+            arguments: Numbers; a `Block` passes as its app address. Integers may be signed or unsigned.
+            timeout: Seconds that the call may run; None for no limit.
+
+        Returns:
+            None, a number, or a list of numbers, as the function has none, one, or more results. Integers are signed.
+
+        Raises:
+            UnknownExportError: The module exports no such function.
+            ArgumentError: The arguments do not fit the function's type; nothing was called.
+            WorkerTrapError: The guest trapped.
+            CallTimeoutError: The time limit passed.
+            WorkerLostError: The worker died before or during the call.
+            ClosedError: The instance was closed.
+        """
+        self._receiver.check_may_block()
+        return self.exports[export](*arguments, timeout=timeout)
+
+    def submit(self, export: str, *arguments: Value, timeout: float | None = None) -> Future[Result]:
+        """Start a call and return the future of its result; wrong arguments raise at once, see `call`."""
+        return self.exports[export].submit(*arguments, timeout=timeout)
+
+    def begin(self, export: str, arguments: Sequence[Number], timeout: float | None) -> Future[Result]:
+        """Start a call of converted arguments."""
+        if self._closed:
+            raise errors.ClosedError(repr(self))
+        if timeout is not None and not timeout > 0:
+            raise errors.ArgumentError(f"a time limit of {timeout} s is not above 0")
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()
+
+        def ended(results: list[Number] | None, error: BaseException | None) -> None:
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(results_of(results or []))
+
+        self._path.start(export, arguments, timeout or 0.0, ended)
+        return future
+
+    def attach_shared_heap(self, shared_heap: SharedHeap, *, read_only: bool = False) -> None:
+        """Map a chain into the instance's memory, once it is between calls.
+
+        Args:
+            shared_heap: The head of the chain.
+            read_only: Whether stores into it trap.
+
+        Raises:
+            AttachError: Something is attached already, linear memory reaches the window, the heap is no head, or a heap of the chain
+                is read-only and `read_only` is not given. Nothing changed.
+        """
+        self._require_open()
+        self._connection.request(
+            messages.Done,
+            lambda number: messages.Attach(request=number, instance=self.number, chain_head=shared_heap.number, read_only=read_only),
+        )
+        self._shared_heap = shared_heap
+
+    def detach_shared_heap(self) -> None:
+        """Take the chain out of the instance's memory, once it is between calls; the very next access traps.
+
+        Raises:
+            AttachError: Nothing is attached.
+        """
+        self._require_open()
+        self._connection.request(messages.Done, lambda number: messages.Detach(request=number, instance=self.number))
+        self._shared_heap = None
+
+    def kill(self) -> None:
+        """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
+        if self.alive and not self._connection.lost:
+            self._connection.request(messages.Done, lambda number: messages.Kill(request=number, instance=self.number))
+            self._gone.wait()
+
+    def close(self) -> None:
+        """End the worker once the calls under way are done, and wait until it is gone. Twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._gone.is_set() and not self._connection.lost:
+            self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))
+        self._release()
+
+    def exited(self, exit_signal: int | None, exit_code: int | None) -> None:
+        """Take note that the worker is gone: everything under way fails."""
+
+        def build(running: str | None) -> errors.WorkerLostError:
+            return errors.WorkerLostError(self.number, self.pid, exit_signal, exit_code, running)
+
+        self._gone.set()
+        self._path.lose(build)
+        if self.when_gone is not None:
+            self.when_gone()
+
+    def discard(self) -> None:
+        """Release what this process holds of an instance whose worker is gone."""
+        self._closed = True
+        self._release()
+
+    def abandon(self) -> None:
+        """Take the instance away from a forked child."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"
+
+    def check_block(self, block: Block) -> None:
+        """Raise unless the block's app address means something to this instance.
+
+        Raises:
+            ArgumentError: The block's heap is not in the attached chain.
+        """
+        if self._shared_heap is None or block.heap not in self._heaps_of(self._shared_heap):
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise errors.ClosedError(repr(self))
+
+    def _release(self) -> None:
+        self._path.close()
+        if self._memory is not None:
+            self._memory.close()
+        self._forget(self)
+
+    def _kill_overdue(self) -> None:
+        """Kill the worker from the receiver thread, which cannot wait for the answer."""
+        self._connection.begin(lambda number: messages.Kill(request=number, instance=self.number))
+
+    def _run_host_function(self, index: int, arguments: list[Number]) -> list[Number]:
+        function = self.module.client_functions[index]
+        if function is None:
+            raise errors.ProtocolError(f"host function {index} does not run in the client")
+        caller = Caller(self.number, memory=lambda: self.memory, heaps=self._regions)
+        return run_host_function(function, caller, arguments, self.module.import_type(index))
+
+    def _regions(self) -> list[Region]:
+        if self._shared_heap is None:
+            return []
+        return [Region(heap.start, heap.view) for heap in self._heaps_of(self._shared_heap)]

@@ -1,0 +1,143 @@
+"""A loaded module with its host functions, as the user holds it."""
+
+from __future__ import annotations
+
+import multiprocessing.spawn
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shmwasm import errors
+from shmwasm.engine.modules import CompiledModule, FunctionType
+from shmwasm.protocol import messages
+
+ALLOCATOR_IMPORTS = frozenset({("env", "shared_heap_malloc"), ("env", "shared_heap_free")})
+"""What every instance is given natively, without being asked."""
+
+WASI_MODULE = "wasi_snapshot_preview1"
+"""The name that WASI preview 1 functions are imported from."""
+
+Imports = Mapping[str, Mapping[str, Callable[..., Any]]]
+
+
+class OnClient:
+    """A host function that runs in the client; see `on_client`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+
+def on_client(function: Callable[..., Any]) -> OnClient:
+    """Mark a host function to run in this process, in a thread of its own, instead of in the worker.
+
+    It may be any callable, closures included, and is called like every host function: `function(caller, *arguments)`. The guest waits
+    meanwhile. It must not call the instance that called it.
+    """
+    return OnClient(function)
+
+
+class Module:
+    """A compiled module; made by `Runtime.load`, and usable with that runtime for as many instances as one likes.
+
+    Attributes:
+        name: Where it came from, for people.
+        exports: Its exported functions: name to type.
+    """
+
+    def __init__(self, name: str, compiled: CompiledModule, imports: Imports | None) -> None:
+        self.name = name
+        self.compiled = compiled
+        self.exports: dict[str, FunctionType] = dict(compiled.functions)
+        self._functions = _collect(name, imports or {})
+        self._check_imports()
+
+    @property
+    def is_wasi_command(self) -> bool:
+        """Whether the module is a WASI command: a program with `_start`."""
+        return "_start" in self.exports and self.needs_wasi
+
+    @property
+    def needs_wasi(self) -> bool:
+        """Whether the module imports WASI preview 1."""
+        return any(module == WASI_MODULE for module, _ in self.compiled.imported_functions)
+
+    @property
+    def client_functions(self) -> list[Callable[..., Any] | None]:
+        """The host functions that run in the client, at their places in the plan; None where one runs in the worker."""
+        return [given.function if isinstance(given, OnClient) else None for given in self._functions.values()]
+
+    def import_type(self, index: int) -> FunctionType:
+        """Return the type of the host function at that place in the plan."""
+        return self.compiled.imported_functions[list(self._functions)[index]]
+
+    def plan(self, wasi: messages.WasiOptions | None) -> messages.SpawnPlan:
+        """Return all that a worker must know to make an instance."""
+        host_imports = [
+            messages.HostImport(
+                module=module,
+                name=name,
+                on_client=isinstance(given, OnClient),
+                pickled=b"" if isinstance(given, OnClient) else _pickle(f"{module}.{name}", given),
+            )
+            for (module, name), given in self._functions.items()
+        ]
+        in_worker = any(not one.on_client for one in host_imports)
+        return messages.SpawnPlan(
+            module_key=self.compiled.key,
+            module_name=self.name,
+            imports=host_imports,
+            wasi=wasi if wasi is not None or not self.needs_wasi else messages.WasiOptions(),
+            preparation=_preparation() if in_worker and self._uses_main() else b"",
+            search_path=list(sys.path) if in_worker else [],
+            working_directory=os.getcwd() if in_worker or wasi is not None else "",
+        )
+
+    def __repr__(self) -> str:
+        return f"<module {self.name!r} with {len(self.exports)} exported functions>"
+
+    def _uses_main(self) -> bool:
+        return any(getattr(given, "__module__", None) == "__main__" for given in self._functions.values())
+
+    def _check_imports(self) -> None:
+        wanted = self.compiled.imported_functions
+        for module, name in self._functions:
+            if (module, name) not in wanted:
+                raise errors.ModuleError(self.name, f"it imports no function {module}.{name}, which was given")
+        for module, name in wanted:
+            known = (module, name) in self._functions or (module, name) in ALLOCATOR_IMPORTS or module == WASI_MODULE
+            if not known:
+                raise errors.ModuleError(self.name, f"it imports {module}.{name}, which was not given")
+        for kind, module, name in self.compiled.other_imports:
+            raise errors.ModuleError(self.name, f"it imports the {kind} {module}.{name}; only functions can be imported")
+
+
+def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[..., Any] | OnClient]:
+    collected: dict[tuple[str, str], Callable[..., Any] | OnClient] = {}
+    for module, functions in imports.items():
+        if not isinstance(functions, Mapping):
+            raise errors.ArgumentError(f"the imports of {name!r} must map module names to functions by name; {module!r} maps to {functions!r}")
+        for import_name, given in functions.items():
+            if not callable(given) and not isinstance(given, OnClient):
+                raise errors.ArgumentError(f"the import {module}.{import_name} is {given!r}, which cannot be called")
+            if (module, import_name) in ALLOCATOR_IMPORTS:
+                raise errors.ArgumentError(f"the import {module}.{import_name} is the shared heap's own and cannot be replaced")
+            collected[module, import_name] = given
+    return collected
+
+
+def _pickle(name: str, function: Callable[..., Any]) -> bytes:
+    try:
+        return pickle.dumps(function)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise errors.ArgumentError(
+            f"the import {name} cannot be pickled, so it cannot run in a worker ({error}); make it importable, or use on_client"
+        ) from None
+
+
+def _preparation() -> bytes:
+    """Return what lets a worker import the user's main module, as multiprocessing's spawned processes do."""
+    data = multiprocessing.spawn.get_preparation_data("shmwasm-worker")
+    wanted = {key: data[key] for key in ("init_main_from_name", "init_main_from_path", "dir") if key in data}
+    return pickle.dumps(wanted)

@@ -1,0 +1,520 @@
+"""The runtime: a connection to a coordinator, and all that is made through it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from shmwasm import errors
+from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress, HeapOffset, round_up
+from shmwasm.client.allocator import ClientAllocator
+from shmwasm.client.blocks import Block
+from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
+from shmwasm.client.heaps import OnDeath, SharedHeap
+from shmwasm.client.instances import Instance
+from shmwasm.client.modules import Imports, Module
+from shmwasm.client.pools import InstancePool
+from shmwasm.client.starting import start_private_coordinator
+from shmwasm.posix.channels import Channel
+from shmwasm.posix.listening import connect as connect_to
+from shmwasm.posix.mappings import map_anywhere
+from shmwasm.posix.processes import check_platform
+from shmwasm.posix.segments import Segment, Source
+from shmwasm.protocol import messages
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_runtimes_lock = threading.Lock()
+
+
+class Runtime:
+    """A connection to a coordinator: makes heaps, loads modules, spawns instances.
+
+    Args:
+        connect: Where a shared coordinator listens (`shmwasm coordinator --socket PATH`). By default a private coordinator is started,
+            which ends, with everything made through it, when its last client goes, however that goes.
+        quota: Bytes of managed heaps that this process may hold in all; 0 for no limit.
+
+    Raises:
+        UnsupportedError: This machine or the installed engine cannot do it; the reason is named.
+        CoordinatorLostError: No coordinator listens there, or it could not be started.
+        PeerRefusedError: The coordinator there belongs to another user.
+
+    Calling its methods from several threads at once is safe. It must not be used in a forked child.
+    """
+
+    def __init__(self, *, connect: str | os.PathLike[str] | None = None, quota: int = 0) -> None:
+        check_platform()
+        if quota < 0:
+            raise errors.ArgumentError(f"a quota of {quota} bytes is below 0")
+        self._process: subprocess.Popen[bytes] | None = None
+        if connect is None:
+            channel, self._process = start_private_coordinator()
+        else:
+            channel = connect_to(connect)
+        self._closed: str | None = None
+        self._lock = threading.RLock()
+        self._heaps: dict[int, SharedHeap] = {}
+        self._chains: dict[int, list[int]] = {}
+        self._instances: dict[int, Instance] = {}
+        self._pools: set[InstancePool] = set()
+        self._receiver = Receiver()
+        self._connection = Connection(channel, self._receiver, self._handle_event)
+        try:
+            self._welcome = self._connection.request(
+                messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=quota)
+            )[0]
+            self._allocator = ClientAllocator(self._welcome.peer, self._connection)
+        except BaseException:
+            self._shut_down()
+            raise
+        with _runtimes_lock:
+            _runtimes.add(self)
+
+    @property
+    def address(self) -> str:
+        """Where other processes of this user can connect to the same coordinator (`Runtime(connect=...)`)."""
+        return self._welcome.address
+
+    def create_shared_heap(
+        self,
+        size: int | None = None,
+        *,
+        pre_allocated: Source | None = None,
+        name: str | None = None,
+        read_only: bool = False,
+        on_death: OnDeath = "keep",
+        scrub: bool = False,
+        remote_free: bool = True,
+        reserve: bool = True,
+        prefault: bool = False,
+    ) -> SharedHeap:
+        """Create a managed heap of `size` bytes, or make one of memory that exists already.
+
+        Args:
+            size: Bytes. A managed heap's are rounded up to 64 KiB; of preallocated memory it is how much to use, a multiple of the
+                OS page, by default all of it (rounded up to an OS page).
+            pre_allocated: The memory: a `multiprocessing.shared_memory.SharedMemory`, a `posix_ipc.SharedMemory`, a descriptor, a file, or a
+                path. It must not be truncated while it is a heap.
+            name: For people, and for `open_shared_heap` in other processes; unique in the coordinator. By default one is made up.
+            read_only: Nobody may write to it (preallocated memory only).
+            on_death: What becomes of the live blocks of a process that dies: "keep" or "free".
+            scrub: Zero every block when it is freed.
+            remote_free: Whether a block may be freed by another process than the one that allocated it.
+            reserve: Reserve the memory now, so that a full /dev/shm is an error here, and not the death of whoever touches it first.
+            prefault: Map all pages at once wherever the heap is attached, instead of at their first touch.
+
+        Raises:
+            HeapNoSpaceError: /dev/shm has too little room.
+            ArgumentError: A value that cannot be; the message names it.
+        """
+        self._require_open()
+        self._check_heap_options(size, pre_allocated, name, read_only=read_only, on_death=on_death)
+        label = name or f"heap-{os.getpid()}-{os.urandom(3).hex()}"
+        if pre_allocated is None:
+            bytes_wanted = round_up(size or 0, SLAB_SIZE)
+            segment = Segment.create(bytes_wanted, name_for_errors=label, reserve=reserve)
+        else:
+            segment = Segment.open(pre_allocated, read_only=read_only, name_for_errors=label)
+            bytes_wanted = size or round_up(segment.size, OS_PAGE)
+        with segment:
+            _check_segment(segment, bytes_wanted, pre_allocated)
+            opened, descriptors = self._connection.request(
+                messages.HeapOpened,
+                lambda number: messages.CreateHeap(
+                    request=number,
+                    name=label,
+                    size=bytes_wanted,
+                    managed=pre_allocated is None,
+                    read_only=read_only,
+                    scrub=scrub,
+                    owner_frees_only=not remote_free,
+                    free_on_death=on_death == "free",
+                    prefault=prefault,
+                ),
+                [segment.descriptor],
+            )
+            return self._add_heap(opened, segment.descriptor, descriptors, prefault=prefault)
+
+    def open_shared_heap(self, name: str) -> SharedHeap:
+        """Open a heap that some client of the same coordinator created under that name.
+
+        Raises:
+            UnknownHeapError: There is none.
+        """
+        return self._open_heap(messages.OpenHeap(request=0, name=name))
+
+    def chain_shared_heaps(self, head: SharedHeap, body: SharedHeap) -> SharedHeap:
+        """Put `head` directly below `body` (and the chain that it heads); return the head of the new chain.
+
+        Raises:
+            ChainError: A heap is attached, `body` is a body already, `head` is a body or heads a chain, or both together do not fit into a
+                window. Nothing changed.
+        """
+        self._require_open()
+        laid_out = self._connection.request(
+            messages.ChainLaidOut, lambda number: messages.ChainHeaps(request=number, head=head.number, body=body.number)
+        )[0]
+        self._lay_out(laid_out.chains)
+        return self._heaps[laid_out.result]
+
+    def unchain_shared_heaps(self, head: SharedHeap, *, entire_chain: bool = False) -> SharedHeap:
+        """Take the first heap off a chain, or all apart.
+
+        Returns:
+            The head of the rest; with `entire_chain`, the heap that was the last.
+
+        Raises:
+            ChainError: `head` heads no chain, or a heap of the chain is attached. Nothing changed.
+        """
+        self._require_open()
+        laid_out = self._connection.request(
+            messages.ChainLaidOut,
+            lambda number: messages.UnchainHeaps(request=number, head=head.number, entire_chain=entire_chain),
+        )[0]
+        self._lay_out(laid_out.chains)
+        return self._heaps[laid_out.result]
+
+    def reset_shared_heap_chain(self, head: SharedHeap) -> None:
+        """Free everything in a chain: managed heaps become empty, preallocated ones zero; raises what `SharedHeap.reset` raises."""
+        self._require_open()
+        self._connection.request(messages.Done, lambda number: messages.ResetChain(request=number, head=head.number))
+        for heap in self.chain_of(head):
+            heap.start_anew()
+
+    def chain_of(self, head: SharedHeap) -> Sequence[SharedHeap]:
+        """Return the heaps of the chain that `head` heads, from the head to the last body."""
+        with self._lock:
+            return [self._heaps[number] for number in self._chains.get(head.number, [head.number]) if number in self._heaps]
+
+    def load(self, source: str | bytes | os.PathLike[str], *, imports: Imports | None = None, name: str | None = None) -> Module:
+        """Load a module: compile it, or take it from the cache.
+
+        Args:
+            source: A path, the bytes of a module, or WAT text.
+            imports: Host functions by module and name. Each is called as `function(caller, *arguments)`, in the worker, for which it must be
+                importable or picklable; wrap it in `on_client` to have it run in this process.
+            name: What to call it in messages; by default its path.
+
+        Raises:
+            ModuleError: It is no module, or it imports what was not given.
+            ArgumentError: An import cannot be called or pickled.
+            OSError: The file cannot be read.
+        """
+        self._require_open()
+        compiled = self._allocator.compile(source)
+        return Module(name or compiled.name, compiled, imports)
+
+    def spawn(
+        self,
+        module: Module,
+        *,
+        shared_heap: SharedHeap | None = None,
+        read_only: bool = False,
+        quota: int = 0,
+        wasi: messages.WasiOptions | None = None,
+    ) -> Instance:
+        """Make an instance in a worker process of its own.
+
+        Args:
+            module: What `load` returned.
+            shared_heap: The head of the chain to attach; None for nothing.
+            read_only: Attach it so that stores trap.
+            quota: Bytes of managed heaps that the instance may hold in all; 0 for no limit.
+            wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
+
+        Raises:
+            InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
+            AttachError: The chain cannot be attached to it.
+        """
+        return self._begin_spawn(module, shared_heap, read_only, quota, wasi).result()
+
+    def pool(
+        self,
+        module: Module,
+        *,
+        size: int | None = None,
+        shared_heap: SharedHeap | None = None,
+        read_only: bool = False,
+        quota: int = 0,
+        wasi: messages.WasiOptions | None = None,
+    ) -> InstancePool:
+        """Make a pool of instances, all alike; the arguments are those of `spawn`.
+
+        Args:
+            module: What `load` returned.
+            size: How many instances; by default as many as this process may use processors.
+            shared_heap: The head of the chain to attach; None for nothing.
+            read_only: Attach it so that stores trap.
+            quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
+            wasi: What WASI preview 1 grants the guests.
+        """
+        count = len(os.sched_getaffinity(0)) if size is None else size
+        if count < 1:
+            raise errors.ArgumentError(f"a pool of {count} instances: it needs at least 1")
+
+        def spawn() -> Future[Instance]:
+            return self._begin_spawn(module, shared_heap, read_only, quota, wasi)
+
+        starting = [spawn() for _ in range(count)]
+        instances: list[Instance] = []
+        try:
+            for future in starting:
+                instances.append(future.result())
+        except BaseException:
+            for future in starting:
+                if future.exception() is None:
+                    future.result().close()
+            raise
+        pool = InstancePool(instances, spawn, self._pools.discard)
+        self._pools.add(pool)
+        return pool
+
+    def verify(self) -> int:
+        """Have the coordinator check every invariant of all its heaps; return how many were checked.
+
+        Raises:
+            HeapCorruptError: One does not hold.
+        """
+        self._require_open()
+        return self._connection.request(messages.Verified, lambda number: messages.Verify(request=number))[0].heaps
+
+    def status(self) -> dict[str, Any]:
+        """Return what the coordinator holds: the number of clients, and a dictionary for each heap and each worker."""
+        self._require_open()
+        report = self._connection.request(messages.StatusReport, lambda number: messages.Status(request=number))[0]
+        return {"clients": report.clients, "heaps": report.heaps, "workers": report.workers}
+
+    def close(self) -> None:
+        """End all instances at once, let go of all heaps, and leave the coordinator. Twice is fine; views stay valid.
+
+        Calls under way fail with `WorkerLostError`, waiting ones are cancelled.
+        """
+        if self._closed is not None:
+            return
+        self._closed = "is closed"
+        for pool in list(self._pools):
+            pool.abort()
+        for instance in list(self._instances.values()):
+            if not self._connection.lost:
+                self._quietly(instance.kill)
+            instance.discard()
+        for heap in list(self._heaps.values()):
+            heap.release()
+        self._quietly(lambda: self._connection.send(messages.Goodbye()))
+        self._shut_down()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def open_by_token(self, token: str) -> SharedHeap:
+        """Open a heap by its capability's token; the same heap object every time."""
+        with self._lock:
+            for heap in self._heaps.values():
+                if heap.capability()[1] == token:
+                    return heap
+        return self._open_heap(messages.OpenHeap(request=0, token=token))
+
+    @property
+    def usable(self) -> bool:
+        """Whether this runtime is open, and belongs to this process."""
+        return self._closed is None and not self._connection.lost
+
+    def abandon(self) -> None:
+        """Make this runtime unusable in a forked child, without a word to the coordinator, whose client is the parent."""
+        self._closed = f"belongs to process {os.getppid()}, and cannot be used in a forked child"
+        self._allocator.abandon(self._closed)
+        self._connection.abandon()
+        for instance in self._instances.values():
+            instance.abandon()
+        for heap in self._heaps.values():
+            heap.abandon()
+        self._receiver.abandon()
+        if self._process is not None:
+            # The child is not its parent: it must neither wait for it nor complain.
+            self._process.returncode = 0
+
+    def _check_heap_options(
+        self, size: int | None, pre_allocated: Source | None, name: str | None, *, read_only: bool, on_death: str
+    ) -> None:
+        if size is None and pre_allocated is None:
+            raise errors.ArgumentError("a managed heap needs a size")
+        if size is not None and not 0 < size <= MAXIMUM_CHAIN_SIZE:
+            raise errors.ArgumentError(f"a heap of {size} bytes: a heap has 1 to {MAXIMUM_CHAIN_SIZE} bytes")
+        if pre_allocated is not None and size is not None and size % OS_PAGE:
+            raise errors.ArgumentError(f"a preallocated heap of {size} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes")
+        if pre_allocated is None and read_only:
+            raise errors.ArgumentError("a managed heap cannot be read_only: its allocator's users write to it; attach it read-only instead")
+        if on_death not in {"keep", "free"}:
+            raise errors.ArgumentError(f"on_death is {on_death!r}; it must be 'keep' or 'free'")
+        if name is not None and not 0 < len(name) <= 255:
+            raise errors.ArgumentError(f"a heap's name has 1 to 255 characters, not {len(name)}")
+
+    def _open_heap(self, wanted: messages.OpenHeap) -> SharedHeap:
+        self._require_open()
+        opened, descriptors = self._connection.request(
+            messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=wanted.token, name=wanted.name)
+        )
+        known = self._heaps.get(opened.heap.heap)
+        if known is not None:
+            close_descriptors(descriptors)
+            return known
+        try:
+            return self._add_heap(opened, descriptors[0], descriptors[1:], prefault=False)
+        finally:
+            os.close(descriptors[0])
+
+    def _add_heap(self, opened: messages.HeapOpened, segment: int, metadata: Sequence[int], *, prefault: bool) -> SharedHeap:
+        """Map a heap into this process. The descriptors of `metadata` are closed; `segment` stays the caller's."""
+        description = opened.heap
+        try:
+            mapping = map_anywhere(segment, description.size, writable=not description.read_only, prefault=prefault)
+            slot = None
+            if description.managed:
+                slot = self._allocator.open_heap(description, metadata[0], opened.metadata_size)
+        finally:
+            close_descriptors(metadata)
+        heap = SharedHeap(
+            description,
+            address=self.address,
+            mapping=mapping,
+            slot=slot,
+            connection=self._connection,
+            refusal=self._allocator.refusal,
+            reset=self.reset_shared_heap_chain,
+            forget=lambda gone: self._heaps.pop(gone.number, None),
+        )
+        with self._lock:
+            self._heaps[description.heap] = heap
+        return heap
+
+    def _begin_spawn(
+        self, module: Module, shared_heap: SharedHeap | None, read_only: bool, quota: int, wasi: messages.WasiOptions | None
+    ) -> Future[Instance]:
+        self._require_open()
+        plan = module.plan(wasi)
+        answered = self._connection.begin(
+            lambda number: messages.Spawn(
+                request=number,
+                plan=plan,
+                chain_head=shared_heap.number if shared_heap is not None else 0,
+                read_only=read_only,
+                quota=quota,
+            ),
+            [module.compiled.descriptor],
+        )
+        spawned: Future[Instance] = Future()
+
+        def finish(answer: Future[Reply]) -> None:
+            try:
+                reply, descriptors = answer.result()
+                assert isinstance(reply, messages.Spawned)  # noqa: S101: the coordinator's own protocol
+                spawned.set_result(self._add_instance(reply, descriptors[0], module, shared_heap))
+            except BaseException as error:  # noqa: BLE001: it belongs to whoever waits
+                spawned.set_exception(error)
+
+        answered.add_done_callback(finish)
+        return spawned
+
+    def _add_instance(
+        self, spawned: messages.Spawned, descriptor: int, module: Module, shared_heap: SharedHeap | None
+    ) -> Instance:
+        instance = Instance(
+            spawned,
+            Channel.from_descriptor(descriptor),
+            module,
+            shared_heap=shared_heap,
+            connection=self._connection,
+            receiver=self._receiver,
+            heaps_of=self.chain_of,
+            forget=lambda gone: self._instances.pop(gone.number, None),
+        )
+        with self._lock:
+            self._instances[instance.number] = instance
+        return instance
+
+    def _handle_event(self, message: messages.CoordinatorToClient) -> None:
+        """Handle what the coordinator says of its own accord; runs in the receiver thread."""
+        match message:
+            case messages.InstanceExited(instance=number, signal=exit_signal, exit_code=exit_code):
+                instance = self._instances.get(number)
+                if instance is not None:
+                    instance.exited(exit_signal, exit_code)
+            case messages.ChainMoved(chains=chains):
+                self._lay_out(chains)
+            case messages.Recall(heap=number):
+                heap = self._heaps.get(number)
+                if heap is not None:
+                    heap.give_back()
+                self._connection.send(messages.Recalled(heap=number))
+            case messages.Failed():
+                for instance in list(self._instances.values()):
+                    instance.exited(None, None)
+
+    def _lay_out(self, chains: list[list[messages.ChainLink]]) -> None:
+        with self._lock:
+            for chain in chains:
+                for link in chain:
+                    self._chains.pop(link.heap, None)
+                    heap = self._heaps.get(link.heap)
+                    if heap is not None:
+                        heap.move(AppAddress(link.start))
+                self._chains[chain[0].heap] = [link.heap for link in chain]
+
+    def _require_open(self) -> None:
+        if self._closed is not None:
+            raise errors.ClosedError("this runtime", self._closed)
+
+    def _quietly(self, action: Callable[[], None]) -> None:
+        """Do what needs the coordinator, unless that is gone: then there is nothing left to do."""
+        try:
+            action()
+        except errors.CoordinatorLostError:
+            return
+
+    def _shut_down(self) -> None:
+        self._connection.close()
+        self._receiver.stop()
+        if self._process is not None:
+            self._process.wait()
+
+
+def _check_segment(segment: Segment, wanted: int, pre_allocated: Source | None) -> None:
+    available = round_up(segment.size, OS_PAGE)
+    if wanted > available:
+        raise errors.ArgumentError(f"a preallocated heap of {wanted} bytes in {pre_allocated!r}, which has only {segment.size} bytes")
+    if wanted > MAXIMUM_CHAIN_SIZE:
+        raise errors.ArgumentError(f"{pre_allocated!r} has {segment.size} bytes; a heap has at most {MAXIMUM_CHAIN_SIZE}: pass a size")
+
+
+def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Block:
+    """Return a block that another process of this user pickled; this process joins its coordinator if it has not yet."""
+    with _runtimes_lock:
+        runtime = next((one for one in _runtimes if one.usable and one.address == address), None)
+    if runtime is None:
+        runtime = Runtime(connect=address)
+        _joined.append(runtime)
+    return Block(runtime.open_by_token(token), offset, size)
+
+
+_joined: list[Runtime] = []
+"""Runtimes that unpickling made; they live as long as the process."""
+
+
+def _abandon_in_child() -> None:
+    for runtime in list(_runtimes):
+        runtime.abandon()
+    _joined.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
