@@ -1,0 +1,1 @@
+"""The layer at wasmtime: engines, modules, windows, calls, traps."""

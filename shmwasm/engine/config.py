@@ -1,0 +1,92 @@
+"""How wasmtime is configured: the layout of memories that everything else rests on.
+
+Theory
+------
+Every linear memory is reserved whole, 4 GiB and a guard, and never moves, so that a heap mapped at `base + app address` is reached
+by the guest's own loads and stores with no bounds check in between; an access to anything else in the reservation traps. The
+guard catches what a 32-bit address plus a static offset reaches beyond.
+
+Instances are allocated on demand. The pooling allocator would hand a dropped instance's memory, with a heap still mapped in it,
+to the next instance. Compilation settings are one table, from which engines and the fingerprint of compiled code are made.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import platform
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import wasmtime
+
+from shmwasm.addresses import WINDOW_END
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GUARD_SIZE: Final = 32 << 20
+"""Inaccessible bytes after each memory's 4 GiB. Static offsets up to this need no check of their own."""
+
+SETTINGS: Final[Mapping[str, bool | int | str]] = MappingProxyType(
+    {
+        "strategy": "cranelift",
+        "cranelift_opt_level": "speed",
+        "memory_reservation": WINDOW_END,
+        "memory_guard_size": GUARD_SIZE,
+        "memory_may_move": False,
+        "epoch_interruption": True,
+        "signals_based_traps": True,
+        "shared_memory": True,
+        "wasm_threads": True,
+        "wasm_simd": True,
+        "wasm_bulk_memory": True,
+        "wasm_multi_value": True,
+        "wasm_multi_memory": True,
+        "wasm_memory64": True,
+        "wasm_reference_types": True,
+        "wasm_function_references": True,
+        "wasm_tail_call": True,
+        "wasm_exceptions": True,
+        "wasm_gc": True,
+    }
+)
+"""What every engine has in common; code compiled by one runs in the others."""
+
+
+def new_engine(*, parallel_compilation: bool) -> wasmtime.Engine:
+    """Return a new engine.
+
+    Args:
+        parallel_compilation: Whether to compile on several threads. A process that has done so must never fork: the child would
+            wait for threads that it does not have.
+    """
+    config = wasmtime.Config()
+    for name, value in SETTINGS.items():
+        setattr(config, name, value)
+    config.parallel_compilation = parallel_compilation
+    return wasmtime.Engine(config)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Return a digest of all that decides whether code compiled elsewhere can run here, but for the processor's own features.
+
+    (wasmtime itself refuses code that needs features which the processor lacks.)
+    """
+    facts = [
+        importlib.metadata.version("wasmtime"),
+        _own_version(),
+        platform.system(),
+        platform.machine(),
+        *(f"{name}={value}" for name, value in sorted(SETTINGS.items())),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("shmwasm")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "checkout"
