@@ -2,9 +2,9 @@
 
 Theory
 ------
-Every linear memory is reserved whole, 4 GiB and a guard, and never moves, so that a heap mapped at `base + app address` is reached
-by the guest's own loads and stores with no bounds check in between; an access to anything else in the reservation traps. The
-guard catches what a 32-bit address plus a static offset reaches beyond.
+Every linear memory is reserved whole, 4 GiB and a guard, and never moves, so that a heap mapped at `base + app address` is
+reached by the guest's own loads and stores with no bounds check in between; an access to anything else in the reservation traps.
+The guard catches what a 32-bit address plus a static offset reaches beyond.
 
 Instances are allocated on demand. The pooling allocator would hand a dropped instance's memory, with a heap still mapped in it,
 to the next instance. Compilation settings are one table, from which engines and the fingerprint of compiled code are made.
