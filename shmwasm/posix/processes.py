@@ -2,8 +2,8 @@
 
 Theory
 ------
-A process id names whatever process has it now. A pidfd names one process for ever, and becomes readable when that process is gone;
-so whoever must act on a death or send a signal holds a pidfd. All of them here are close-on-exec, and the caller's to close.
+A process id names whatever process has it now. A pidfd names one process for ever, and becomes readable when that process is
+gone; so whoever must act on a death or send a signal holds a pidfd. All of them here are close-on-exec, and the caller's to close.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def open_pidfd(pid: int) -> int | None:
 def peer_pidfd(connection: socket.socket) -> int | None:
     """Return a pidfd of the process that made the other end of `connection`, or `None` if it is gone.
 
-    From Linux 6.5 on the kernel says exactly which process that was. Before, it says the process id, which another process may have
-    by now if the peer is gone.
+    From Linux 6.5 on the kernel says exactly which process that was. Before, it says the process id, which another process may
+    have by now if the peer is gone.
 
     Raises:
         UnsupportedError: The peer cannot be seen from here (it lives in another PID namespace, and the kernel is older), or this
@@ -141,7 +141,7 @@ def close_all_descriptors_except(kept: Iterable[int]) -> None:
     """Close every descriptor of this process but the standard three and those in `kept`."""
     kept = {0, 1, 2, *kept}
     # The listing holds its own descriptor, which is closed by the time its number is closed again here.
-    for descriptor in [int(entry) for entry in os.listdir("/proc/self/fd")]:
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if descriptor not in kept:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
