@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from shmwasm import Runtime
 
@@ -16,7 +17,7 @@ def main() -> int:
         heap = runtime.create_shared_heap(4 << 20)
         module = runtime.load(Path(__file__).with_name("linked_list.wasm"))
         with runtime.spawn(module, shared_heap=heap) as builder, runtime.spawn(module, shared_heap=heap) as walker:
-            head = builder.call("build", COUNT)  # an app address: it means the same in every instance
+            head: Any = builder.call("build", COUNT)  # an app address: it means the same in every instance
             total = walker.call("sum", head)
             freed = walker.call("destroy", head)
             print(f"process {builder.pid} built {COUNT} nodes, process {walker.pid} walked them: their sum is {total}")
