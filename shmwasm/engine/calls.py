@@ -1,8 +1,8 @@
 """Calling exported functions, without wasmtime-py's per-call type inspection.
 
 A call through `wasmtime.Func.__call__` asks for the function's type and boxes each value, every time: about 25 us. Here the
-signature is turned into two `struct` formats once; a call packs all arguments at once, calls with the GIL released, and unpacks all
-results: 0.7 us, or 2.3 us where an integer is negative.
+signature is turned into two `struct` formats once; a call packs all arguments at once, calls with the GIL released, and unpacks
+all results: 0.7 us, or 2.3 us where an integer is negative.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The self-test: whether heaps can be mapped into the memories of the wasmtime and the kernel that are here.
 
-Everything rests on how wasmtime lays its memories out, which its interface does not promise. So it is tried at every start, in the
-time of one small compilation, and the library refuses to run where it does not hold.
+Everything rests on how wasmtime lays its memories out, which its interface does not promise. So it is tried at every start, in
+the time of one small compilation, and the library refuses to run where it does not hold.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import wasmtime
 
-from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress
+from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress, NativeAddress
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import UnsupportedError
-from shmwasm.posix.mappings import map_anywhere
+from shmwasm.posix.mappings import is_reserved, map_anywhere
 from shmwasm.posix.segments import Segment
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def check_mapping(engine: wasmtime.Engine) -> None:
             trial = _Trial(store, engine)
         except wasmtime.WasmtimeError as failure:
             raise _broken(f"a module runs ({str(failure).splitlines()[0]})") from None
+        trial.check_reservation()
         trial.attach(lower, upper)
         trial.check_access(lower, upper)
         trial.check_containment()
@@ -75,6 +76,11 @@ class _Trial:
             for name, function in exports.items()
             if isinstance(function, wasmtime.Func)
         }
+
+    def check_reservation(self) -> None:
+        """Check that there is nothing else where the heaps will be mapped: they would replace it."""
+        if not is_reserved(NativeAddress(self._window.base + WASM_PAGE), WINDOW_END - WASM_PAGE):
+            raise _broken("4 GiB are reserved for each memory")
 
     def attach(self, lower: Segment, upper: Segment) -> None:
         read_only = upper.read_only_descriptor()

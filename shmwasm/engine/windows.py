@@ -154,8 +154,8 @@ class Window:
     def share_memory(self) -> SharedLinearMemory:
         """Let other processes map the guest's linear memory; return its file. The descriptor stays the window's.
 
-        The first call copies what is in memory now into a file and maps that in place of wasmtime's pages. Memory grows as before,
-        and stays shared: the pages to come are in place already, and wasmtime only makes them accessible.
+        The first call copies what is in memory now into a file and maps that in place of wasmtime's pages. Memory grows as
+        before, and stays shared: the pages to come are in place already, and wasmtime only makes them accessible.
 
         The store must not be running, or wait in a host function.
 

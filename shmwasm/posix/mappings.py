@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from shmwasm.addresses import OS_PAGE, NativeAddress, round_up
@@ -97,12 +98,24 @@ def reserve_fixed(address: NativeAddress, length: int, descriptor: int, offset: 
         raise _mapping_error(failure, descriptor, length, writable=True)
 
 
+def is_reserved(address: NativeAddress, length: int) -> bool:
+    """Return whether all of [`address`, `address + length`) is mapped with no access allowed."""
+    reached: int = address
+    with Path("/proc/self/maps").open(encoding="utf-8") as areas:
+        for area in areas:  # by ascending address
+            limits, permissions = area.split(maxsplit=2)[:2]
+            start, end = (int(limit, 16) for limit in limits.split("-"))
+            if start <= reached < end and permissions.startswith("---"):
+                reached = end
+    return reached >= address + length
+
+
 class Mapping:
     """A shared mapping of a descriptor, somewhere in this process. Make one with `map_anywhere`."""
 
     def __init__(self, memory: mmap.mmap, *, writable: bool) -> None:
         self._memory: mmap.mmap | None = memory
-        self._address = _address_of(memory)
+        self._address = address_of(memory)
         self.size = len(memory)
         self.writable = writable
 
@@ -223,8 +236,14 @@ _release_buffer.argtypes = [ctypes.POINTER(_Buffer)]
 _release_buffer.restype = None
 
 
-def _address_of(memory: mmap.mmap) -> NativeAddress:
-    """Return where `memory` starts; unlike `ctypes.addressof` it takes read-only memory too."""
+def address_of(memory: mmap.mmap | memoryview) -> NativeAddress:
+    """Return where `memory` starts; unlike `ctypes.addressof` it takes read-only memory too.
+
+    The address means something only while the memory is held.
+
+    Raises:
+        BufferError: A view whose bytes do not lie side by side.
+    """
     buffer = _Buffer()
     _get_buffer(memory, ctypes.byref(buffer), 0)
     try:

@@ -3,7 +3,8 @@
 Theory
 ------
 A process id names whatever process has it now. A pidfd names one process for ever, and becomes readable when that process is
-gone; so whoever must act on a death or send a signal holds a pidfd. All of them here are close-on-exec, and the caller's to close.
+gone; so whoever must act on a death or send a signal holds a pidfd. All of them here are close-on-exec, and the caller's to
+close.
 """
 
 from __future__ import annotations
