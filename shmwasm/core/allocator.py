@@ -1,0 +1,445 @@
+"""The core as Python uses it: one instance of core.wasm a process, and the heaps that it has opened.
+
+Theory
+------
+The core decides about blocks; it never talks to the coordinator. When it needs slabs it says so, and this module asks the host
+(`CoreHooks`) and hands it what it got. For a guest that happens inside the guest's malloc, in an import of the core; for Python
+it happens between two calls of the core, as a callback from inside could let another thread enter the same store.
+
+Locking
+-------
+A single call of the core is atomic (see `calls`). What takes several, or reads the exchange buffer, holds the core's lock. The
+lock is never held while a hook runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import threading
+import weakref
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import wasmtime
+
+from shmwasm.addresses import AppAddress, NativeAddress, round_up, unsigned32
+from shmwasm.core import layout
+from shmwasm.core.calls import CoreFunction
+from shmwasm.core.hot import free_function, malloc_function
+from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError
+from shmwasm.posix.mappings import map_fixed, unmap_fixed
+from shmwasm.protocol.messages import SlabRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RUN: Final = 0
+"""The size class that a host is asked for when what is needed is one run of exactly so many slabs."""
+
+LEASE_ATTEMPTS: Final = 4
+"""How often one allocation asks; bounded, as a heap under pressure from other processes can give hope for ever."""
+
+REASONS: Final = {
+    layout.STATUS_WILD: "it lies in no part of the heap that is in use",
+    layout.STATUS_NOT_A_BLOCK: "no block starts there",
+    layout.STATUS_NOT_LIVE: "the block is not live: it was freed already",
+    layout.STATUS_NOT_OWNER: "the block belongs to another process, and this heap lets only the owner free it",
+}
+"""Why a free is refused, by status."""
+
+INVARIANTS: Final = {
+    layout.BROKEN_HEADER: "the header describes this heap",
+    layout.BROKEN_FREE_SLAB: "a free slab has no class",
+    layout.BROKEN_CLASS: "a slab's class exists",
+    layout.BROKEN_STATE_VALUE: "a block's state exists",
+    layout.BROKEN_STATE_PLACE: "only where a block starts there is a state",
+    layout.BROKEN_UNUSED_SLAB: "an unused slab holds no block",
+    layout.BROKEN_RUN_LENGTH: "a run has slabs, all of the heap",
+    layout.BROKEN_RUN_BODY: "all slabs of a run have its owner",
+    layout.BROKEN_RING: "the links of a ring agree, and lead to slabs of its owner and class",
+    layout.BROKEN_RING_COUNT: "a ring has as many slabs as were counted",
+    layout.BROKEN_STACK_PLACE: "a cached block is a block of its class and owner",
+    layout.BROKEN_STACK_STATE: "a cached block is free",
+    layout.BROKEN_STACK_TWICE: "a block is cached once",
+    layout.BROKEN_RUN_CACHE: "a cached run is a free run of its owner",
+}
+"""What should hold, by what `verify` found broken."""
+
+
+class AllocatorStatistics(NamedTuple):
+    """What a heap's metadata says. Slabs have 64 KiB; "own" means this process's.
+
+    Exact while nobody allocates or frees; otherwise each number is one that held a moment ago.
+    """
+
+    capacity_slabs: int
+    free_slabs: int
+    largest_free_slabs: int
+    """The longest run of free slabs."""
+    adopted_slabs: int
+    """Slabs with live blocks whose owner died."""
+    own_slabs: int
+    own_unused_slabs: int
+    live_blocks: int
+    live_bytes: int
+    """Usable bytes of the live blocks."""
+    remote_freed_blocks: int
+    """Blocks freed by another process, which their owner has not collected yet."""
+    large_blocks: int
+    """Live blocks that are runs of slabs."""
+    own_live_blocks: int
+    own_live_bytes: int
+
+
+class CoreHooks(Protocol):
+    """What the core asks its process for. A hook must not call the core, but for `HeapSlot.number` and `name`."""
+
+    def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[SlabRange]:
+        """Lease at least `slabs` slabs for a size class, or one run of exactly `slabs` slabs for `RUN`; nothing if refused."""
+
+    def release(self, slot: HeapSlot, ranges: list[SlabRange]) -> None:
+        """Give slabs in which nothing lives back to the coordinator."""
+
+    def refuse(self, address: AppAddress, reason: str) -> None:
+        """Raise: a guest freed what is no live block. What is raised ends the guest's call."""
+
+    def scrub(self, address: AppAddress, size: int) -> None:
+        """Clear a guest's block that is about to be freed."""
+
+
+class Core:
+    """One instance of the core in a store, for the process that has the number `owner`.
+
+    Args:
+        store: Where it lives. A limit on the store's memories, if any, must let it have 4 MiB.
+        module: The compiled core.wasm.
+        owner: This process's number, at least `layout.OWNER_COORDINATOR`.
+        hooks: Where leases come from.
+    """
+
+    def __init__(self, store: wasmtime.Store, module: wasmtime.Module, *, owner: int, hooks: CoreHooks) -> None:
+        self.owner = owner
+        self.hooks = hooks
+        self.lock = threading.RLock()
+        self._store = store
+        self._slots: dict[int, HeapSlot] = {}
+        self._windows: dict[int, int] = {}
+        self._closed: str | None = None
+        exports = wasmtime.Instance(store, module, _imports(store, module, weakref.ref(self))).exports(store)
+        functions = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Func) and name is not None}
+        self._functions = {name: CoreFunction(store, item, self.lock) for name, item in functions.items()}
+        self.guest_functions: tuple[wasmtime.Func, wasmtime.Func]
+        """To be linked as `env.shared_heap_malloc` and `env.shared_heap_free` of guests in the same store."""
+        self.guest_functions = (functions["shared_heap_malloc"], functions["shared_heap_free"])
+        memory = exports["memory"]
+        assert isinstance(memory, wasmtime.Memory)
+        self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
+        words = ctypes.c_uint32 * (layout.EXCHANGE_SIZE // 4)
+        self.exchange = memoryview(words.from_address(self._base + self.call("exchange_address"))).cast("B").cast("I")
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Call an export of the core.
+
+        Raises:
+            ClosedError: This process may not use the core: see `disown`.
+            HeapCorruptError: The core trapped.
+        """
+        if self._closed is not None:
+            raise ClosedError("the allocator", self._closed)
+        return self._functions[name](*arguments)
+
+    def function(self, name: str) -> CoreFunction:
+        """Return an export of the core, for callers that prepare their arguments."""
+        return self._functions[name]
+
+    def open_heap(self, metadata: int, metadata_size: int, *, start: AppAddress, name: str = "") -> HeapSlot:
+        """Open a managed heap by its metadata segment's descriptor, which may be closed afterwards.
+
+        Args:
+            metadata: Descriptor of the segment, open for writing.
+            metadata_size: Its size in bytes.
+            start: App address of the heap's first byte.
+            name: The heap's name, for errors.
+
+        Raises:
+            UnsupportedError: More heaps are open than the core has room for, or the segment has another layout.
+            ArgumentError: The descriptor cannot be mapped.
+        """
+        window = self.map_metadata(metadata, metadata_size)
+        number = next((slot for slot in range(layout.MAXIMUM_SLOTS) if slot not in self._slots), layout.MAXIMUM_SLOTS)
+        status = self.call("heap_open", number, window, start, self.owner)
+        if status != layout.STATUS_OK:
+            self.unmap_metadata(window)
+            raise UnsupportedError(f"opening shared heap {name!r}", _opening_failed(status))
+        slot = self._slots[number] = HeapSlot(self, number, window=window, start=start, name=name)
+        return slot
+
+    def set_chain(self, slots: Sequence[HeapSlot]) -> None:
+        """Make guests allocate from these heaps, tried in this order."""
+        with self.lock:
+            for index, slot in enumerate(slots):
+                self.exchange[index] = slot.number
+            status = self.call("chain_set", len(slots))
+        if status != layout.STATUS_OK:
+            raise ArgumentError(f"a chain of {len(slots)} heaps, one of them closed, cannot be allocated from")
+
+    def disown(self, reason: str = "was inherited by a forked child, which may not use it") -> None:
+        """Make every use of this core and its heaps raise `ClosedError`; for a forked child, whose parent still uses them."""
+        self._closed = reason
+        for slot in self._slots.values():
+            slot.disown(reason)
+
+    def slot(self, number: int) -> HeapSlot:
+        """Return the open heap with that slot number."""
+        return self._slots[number]
+
+    def forget(self, slot: HeapSlot) -> None:
+        """Drop a heap that was closed."""
+        del self._slots[slot.number]
+        self.unmap_metadata(slot.window)
+
+    def map_metadata(self, metadata: int, size: int) -> int:
+        """Map a metadata segment into the core's memory; return its address there."""
+        length = round_up(size, layout.SECTION_ALIGNMENT)
+        start = layout.WINDOW_START
+        for taken, end in sorted(self._windows.items()):
+            if taken - start >= length:
+                break
+            start = end
+        if start + length > layout.WINDOW_END:
+            raise UnsupportedError("one more shared heap", f"the allocator has no room to map its {size} bytes of metadata")
+        map_fixed(NativeAddress(self._base + start), length, metadata, writable=True)
+        self._windows[start] = start + length
+        return start
+
+    def unmap_metadata(self, window: int) -> None:
+        """Undo `map_metadata`."""
+        end = self._windows.pop(window)
+        unmap_fixed(NativeAddress(self._base + window), end - window)
+
+
+class HeapSlot:
+    """A managed heap as this process's core sees it. Made by `Core.open_heap`.
+
+    Attributes:
+        malloc: `malloc(size, alignment=16)` returns the app address of a new block, or 0 if `size` is 0 or there is no room.
+            Raises `ArgumentError` for a size or an alignment that can never be right.
+        free: `free(address)` frees a block, wherever it was allocated; the address may be signed. Raises `InvalidFreeError` if
+            it is not the address of a live block.
+        number: The slot's number in the core.
+        name: The heap's name.
+    """
+
+    malloc: Callable[..., int]
+    free: Callable[[int], None]
+
+    def __init__(self, core: Core, number: int, *, window: int, start: AppAddress, name: str) -> None:
+        self._core = core
+        self._is_open = True
+        self.number = number
+        self.window = window
+        self.name = name
+        self.start = start
+        self.malloc = malloc_function(core.function("heap_malloc"), number, core.lock, self._malloc_slowly)
+        self.free = free_function(core.function("heap_free"), number, core.lock, self._free_slowly)
+
+    def usable_size(self, address: int) -> int:
+        """Return the bytes that the live block at an app address can hold; 0 if no live block starts there."""
+        return self._call("heap_usable_size", unsigned32(address))
+
+    def statistics(self) -> AllocatorStatistics:
+        """Count the heap's slabs and blocks."""
+        with self._core.lock:
+            self._call("statistics")
+            words = self._core.exchange[: 2 * layout.STATISTICS_WORDS].tolist()
+        return AllocatorStatistics(*(low | high << 32 for low, high in zip(words[::2], words[1::2], strict=True)))
+
+    def verify(self) -> None:
+        """Check every invariant of the heap's metadata and of what this process caches of it.
+
+        Slabs of other processes are judged fairly while those do not allocate.
+
+        Raises:
+            HeapCorruptError: One does not hold.
+        """
+        with self._core.lock:
+            broken = self._call("verify")
+            offset = self._core.exchange[1]
+        if broken:
+            raise HeapCorruptError(self.name, f"it does not hold that {INVARIANTS[broken]}", offset)
+
+    def trim(self) -> list[SlabRange]:
+        """Give up every slab in which nothing lives, and return them: the caller must release them at the coordinator."""
+        with self._core.lock:
+            self._call("trim")
+            return self._unused(keep=0)
+
+    def move(self, start: AppAddress) -> None:
+        """Take note that the heap's first byte has the app address `start` from now on."""
+        self._call("heap_move", start)
+        self.start = start
+
+    def reset(self) -> None:
+        """Forget every block and slab: the coordinator has formatted the heap again."""
+        self._call("heap_reset")
+
+    def close(self) -> None:
+        """Drop the heap, which must be in no chain that guests allocate from; its blocks stay as they are. Twice is fine.
+
+        Raises:
+            ArgumentError: Guests of this core allocate from it.
+        """
+        if not self._is_open:
+            return
+        if self._call("heap_close") != layout.STATUS_OK:
+            raise ArgumentError(f"shared heap {self.name!r} cannot be closed while guests allocate from it")
+        self.disown("is closed")
+        self._core.forget(self)
+
+    def disown(self, reason: str) -> None:
+        """Make every use raise `ClosedError`."""
+
+        def refuse(*_arguments: object, **_options: object) -> int:
+            raise ClosedError(f"shared heap {self.name!r}", reason)
+
+        self._is_open = False
+        self.malloc = refuse
+        self.free = refuse  # type: ignore[assignment]
+
+    def install(self, size_class: int, ranges: Sequence[SlabRange]) -> None:
+        """Take slabs into use that the coordinator assigned to this process.
+
+        Raises:
+            ProtocolError: It did not.
+        """
+        for granted in ranges:
+            status = self._call("install", size_class or layout.CLASS_LARGE, granted.first, granted.count, int(granted.adopted))
+            if status != layout.STATUS_OK:
+                raise ProtocolError(
+                    f"the coordinator granted {granted} of shared heap {self.name!r}, which is not this process's"
+                )
+
+    def _call(self, name: str, *arguments: int) -> int:
+        if not self._is_open:
+            raise ClosedError(f"shared heap {self.name!r}")
+        return self._core.call(name, self.number, *arguments)
+
+    def _malloc_slowly(self, size: int, alignment: int) -> int:
+        """Allocate what the hot path did not: something large or aligned, or after a lease."""
+        size, alignment = _index(size, "a size"), _index(alignment, "an alignment")
+        if size < 0:
+            raise ArgumentError(f"a block of {size} bytes cannot be allocated")
+        if not 0 < alignment <= layout.MAXIMUM_ALIGNMENT or alignment & (alignment - 1):
+            raise ArgumentError(f"alignment {alignment} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
+        if size >= 1 << 32:
+            return 0
+        for _ in range(LEASE_ATTEMPTS):
+            answer = self._core.call("heap_malloc", size, self.number, alignment)
+            if answer > layout.MAXIMUM_SMALL:
+                if self._call("release_is_due"):
+                    self._release(keep=layout.KEPT_UNUSED)
+                return answer
+            if answer % (1 << layout.ANSWER_CLASS_SHIFT) != layout.STATUS_NEEDS_LEASE:
+                return 0
+            self._lease(answer >> layout.ANSWER_CLASS_SHIFT, size)
+        return 0
+
+    def _lease(self, size_class: int, size: int) -> None:
+        is_run = size_class == layout.CLASS_LARGE
+        slabs = round_up(size, layout.SLAB_SIZE) // layout.SLAB_SIZE if is_run else 1
+        granted = self._core.hooks.lease(self, RUN if is_run else size_class, slabs)
+        if granted:
+            self.install(RUN if is_run else size_class, granted)
+        elif self._call("lease_refused", size_class, slabs) == layout.STATUS_RELEASE_DUE:
+            self._release(keep=0 if is_run else layout.KEPT_UNUSED)
+
+    def _release(self, *, keep: int) -> None:
+        with self._core.lock:
+            ranges = self._unused(keep=keep)
+        if ranges:
+            self._core.hooks.release(self, ranges)
+
+    def _unused(self, *, keep: int) -> list[SlabRange]:
+        ranges: list[SlabRange] = []
+        while pairs := self._call("take_released", keep):
+            ranges += pairs_of(self._core.exchange, pairs)
+        return merged(ranges)
+
+    def _free_slowly(self, address: int, status: int) -> None:
+        """Deal with what the hot path answered: `status`, or anything else if it could not even ask."""
+        address = unsigned32(_index(address, "an address"))
+        if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
+            status = self._core.call("heap_free", address, self.number)
+        if status == layout.STATUS_RELEASE_DUE:
+            self._release(keep=layout.KEPT_UNUSED)
+        elif status != layout.STATUS_OK:
+            raise InvalidFreeError(self.name, address, REASONS[status])
+
+
+def pairs_of(exchange: memoryview, count: int) -> list[SlabRange]:
+    """Read `count` pairs (first, count) from the exchange buffer."""
+    words = exchange[: 2 * count].tolist()
+    return [SlabRange(first, length) for first, length in zip(words[::2], words[1::2], strict=True)]
+
+
+def merged(ranges: list[SlabRange]) -> list[SlabRange]:
+    """Return the same slabs as the fewest ranges, in order."""
+    found: list[SlabRange] = []
+    for given in sorted(ranges, key=lambda given: given.first):
+        if found and found[-1].first + found[-1].count == given.first:
+            found[-1] = SlabRange(found[-1].first, found[-1].count + given.count)
+        else:
+            found.append(given)
+    return found
+
+
+def _index(value: object, what: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ArgumentError(f"{value!r} is not {what}") from None
+
+
+def _opening_failed(status: int) -> str:
+    if status == layout.STATUS_BAD_HEADER:
+        return f"its metadata has another layout than version {layout.LAYOUT_VERSION}"
+    if status == layout.STATUS_NO_MEMORY:
+        return "the allocator's own memory cannot grow"
+    return f"{layout.MAXIMUM_SLOTS} heaps are open already"
+
+
+def _imports(store: wasmtime.Store, module: wasmtime.Module, reference: weakref.ref[Core]) -> list[wasmtime.Func]:
+    """Return what the core imports. The store keeps these functions, so they must not keep the core, which keeps the store."""
+
+    def core() -> Core:
+        found = reference()
+        assert found is not None, "a guest runs in a store whose core is gone"
+        return found
+
+    def lease(number: int, size_class: int, slabs: int) -> int:
+        here = core()
+        wanted = RUN if size_class == layout.CLASS_LARGE else size_class
+        granted = here.hooks.lease(here.slot(number), wanted, slabs)
+        for index, grant in enumerate(granted):
+            here.exchange[3 * index] = grant.first
+            here.exchange[3 * index + 1] = grant.count
+            here.exchange[3 * index + 2] = int(grant.adopted)
+        return len(granted)
+
+    def release(number: int, pairs: int) -> None:
+        here = core()
+        here.hooks.release(here.slot(number), merged(pairs_of(here.exchange, pairs)))
+
+    def refuse(address: int, reason: int) -> None:
+        core().hooks.refuse(AppAddress(unsigned32(address)), REASONS[reason])
+
+    def scrub(address: int, size: int) -> None:
+        core().hooks.scrub(AppAddress(unsigned32(address)), unsigned32(size))
+
+    functions: dict[str, Callable[..., int | None]] = {"lease": lease, "release": release, "refuse": refuse, "scrub": scrub}
+    found: list[wasmtime.Func] = []
+    for wanted in module.imports:
+        assert isinstance(wanted.type, wasmtime.FuncType)
+        assert wanted.name is not None
+        found.append(wasmtime.Func(store, wanted.type, functions[wanted.name]))
+    return found

@@ -1,0 +1,90 @@
+"""The hottest two functions of the Python side: malloc and free of small blocks.
+
+Each is a closure over everything it needs, with the constant arguments already in their cells. Between taking cells and giving
+them back another thread, a signal handler or a finalizer may call the same function: it takes other cells.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shmwasm.core import layout
+from shmwasm.core.calls import WORDS_PER_CELL, Cells, CoreFunction, invoke, new_cells, one_at_a_time
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+SMALL: Final = layout.MAXIMUM_SMALL
+
+NOT_ASKED: Final = -1
+"""No status: the core was not asked yet."""
+
+
+def malloc_function(
+    core: CoreFunction, slot: int, lock: threading.RLock, slowly: Callable[[int, int], int]
+) -> Callable[..., int]:
+    """Return `malloc(size, alignment=16)` for a heap slot.
+
+    It returns the app address of a small block that the core has at hand, and leaves everything else to `slowly`.
+    """
+    pool: list[Cells] = []
+    take, give = pool.pop, pool.append
+    context, function, arity, trap = core.context, core.function, core.arity, core.trap
+    call = invoke
+
+    def prepare() -> Cells:
+        cells = new_cells(3)
+        cells[0][WORDS_PER_CELL] = slot
+        cells[0][2 * WORDS_PER_CELL] = layout.MINIMUM_ALIGNMENT
+        return cells
+
+    def malloc(size: int, alignment: int = 16) -> int:
+        if alignment == 16:
+            try:
+                words, address = cells = take()
+                words[0] = size
+            except (IndexError, ValueError, TypeError):  # the pool is empty, or the size is no number from 0 to 2**32 - 1
+                give(prepare())
+            else:
+                if size <= SMALL:
+                    call(context, function, address, arity, trap)
+                block = words[0]
+                give(cells)
+                # No app address is that small: no block, or a trap or a large size that left `size` where the answer belongs.
+                if block > SMALL >= size:
+                    return block
+        return slowly(size, alignment)
+
+    return one_at_a_time(malloc, lock)
+
+
+def free_function(
+    core: CoreFunction, slot: int, lock: threading.RLock, slowly: Callable[[int, int], None]
+) -> Callable[[int], None]:
+    """Return `free(address)` for a heap slot; it leaves whatever the core does not just answer with success to `slowly`."""
+    pool: list[Cells] = []
+    take, give = pool.pop, pool.append
+    context, function, arity, trap = core.context, core.function, core.arity, core.trap
+    call = invoke
+
+    def prepare() -> Cells:
+        cells = new_cells(2)
+        cells[0][WORDS_PER_CELL] = slot
+        return cells
+
+    def free(address: int) -> None:
+        try:
+            words, arguments = cells = take()
+            words[0] = address
+        except (IndexError, ValueError, TypeError):  # the pool is empty, or the address is signed or no number
+            give(prepare())
+            slowly(address, NOT_ASKED)
+        else:
+            call(context, function, arguments, arity, trap)
+            status = words[0]
+            give(cells)
+            if status:  # not OK; or a trap, which left the address there
+                slowly(address, status)
+
+    return one_at_a_time(free, lock)

@@ -1,0 +1,299 @@
+/* malloc and free: the fast path, and its entry points for guests and for the host. */
+#include "chain.h"
+
+INLINE u8 *pop(stack *s) {
+    u8 *state = s->top[-1];
+    if (LIKELY(state != NULL)) s->top--;
+    return state;
+}
+
+/* Commits a block to the caller. Its entry is off the stack already, so no state of this process claims it twice.
+ * Nobody else looks at a free block's state but the coordinator after our death; if we die before this store, the block is free,
+ * and after it, it is live and nobody's: recovery keeps or frees it as the heap says. */
+INLINE u32 commit(const heap *h, u8 *state) {
+    plain_store(state, STATE_LIVE);
+    return app_address(h, state);
+}
+
+/* A small block from its class's stack, or 0. */
+INLINE u32 malloc_fast(heap *h, u32 size) {
+    if (UNLIKELY(size > MAXIMUM_SMALL)) return 0;
+    u8 *state = pop(&h->stacks[class_of_granules[(size + GRANULE - 1) / GRANULE]]);
+    if (UNLIKELY(state == NULL)) return 0;
+    return commit(h, state);
+}
+
+/* Frees a live small block of this process onto its class's stack. False, with nothing changed, if it is not such a block or the
+ * stack is full. Two threads of execution that free one block at the same instant are one double free that may go unseen: this
+ * path has no atomic. The block is then in the stack once, and nothing is corrupt. */
+INLINE u32 free_fast(heap *h, u32 address) {
+    u32 offset = address - h->start;
+    if (UNLIKELY(offset >= h->bytes)) return 0;
+    descriptor *d = &h->descriptors[offset >> SLAB_SHIFT];
+    if (UNLIKELY(plain_load(&d->owner) != h->fast_owner)) return 0;
+    u8 *state = h->states + (offset >> GRANULE_SHIFT);
+    if (UNLIKELY((offset & (GRANULE - 1)) || plain_load(state) != STATE_LIVE)) return 0;
+    stack *s = &h->stacks[plain_load(&d->class) & (STACKS - 1)];
+    if (UNLIKELY(s->top == s->limit)) return 0;
+    plain_store(state, STATE_FREE);
+    push(s, state);
+    return 1;
+}
+
+/* What an allocation yields: a block that is off its stack, or null and why. */
+typedef struct {
+    u8 *state;
+    u32 status, class, slabs;
+} outcome;
+
+/* The smallest class whose blocks hold `size` bytes and all start at multiples of `alignment`. */
+static u32 class_for(u32 size, u32 alignment) {
+    if (size > MAXIMUM_SMALL || alignment > MAXIMUM_SMALL) return CLASS_LARGE;
+    u32 class = class_of_granules[(size + GRANULE - 1) / GRANULE];
+    while (class_size(class) & (alignment - 1)) class++; /* ends: the last class is MAXIMUM_SMALL, a power of two */
+    return class;
+}
+
+/* Asks for a lease, unless one no larger was refused and no slab of the heap became free since.
+ * The generation is read before the host asks: slabs that become free meanwhile make the next malloc ask again. */
+static outcome need_lease(heap *h, u32 class, u32 slabs) {
+    u32 generation = __atomic_load_n(&h->header->generation, __ATOMIC_SEQ_CST);
+    if (generation == h->refused_generation && slabs >= h->refused_slabs) return (outcome){NULL, STATUS_EXHAUSTED, class, slabs};
+    h->asked_generation = generation;
+    return (outcome){NULL, STATUS_NEEDS_LEASE, class, slabs};
+}
+
+static outcome allocate_small(heap *h, u32 class) {
+    stack *s = &h->stacks[class];
+    u32 found = s->top[-1] || collect(h, class, SWEEP_SLABS) || take_unused(h, class);
+    if (!found && trim_is_due(h)) {
+        trim_heap(h);
+        found = collect(h, class, h->rings[class].count) || take_unused(h, class);
+    }
+    return found ? (outcome){pop(s), STATUS_OK, class, 0} : need_lease(h, class, 1);
+}
+
+static outcome allocate_run(heap *h, u32 size) {
+    u32 slabs = (size >> SLAB_SHIFT) + ((size & (SLAB_SIZE - 1)) != 0);
+    u8 *state = take_run(h, slabs);
+    if (state == NULL && collect_runs(h, SWEEP_SLABS)) state = take_run(h, slabs);
+    return state ? (outcome){state, STATUS_OK, CLASS_LARGE, 0} : need_lease(h, CLASS_LARGE, slabs);
+}
+
+static outcome allocate(heap *h, u32 size, u32 alignment) {
+    if (size == 0) return (outcome){NULL, STATUS_OK, CLASS_UNUSED, 0};
+    if (size > h->bytes) return (outcome){NULL, STATUS_EXHAUSTED, CLASS_LARGE, 0};
+    u32 class = class_for(size, alignment);
+    return class == CLASS_LARGE ? allocate_run(h, size) : allocate_small(h, class);
+}
+
+/* The host did not get the lease that a malloc asked for. What this process can still do without is made unused: small blocks
+ * may find a slab there; for a run the host releases it and asks once more. */
+static void refused(heap *h, u32 class, u32 slabs) {
+    if (h->refused_generation != h->asked_generation || slabs < h->refused_slabs) h->refused_slabs = slabs;
+    h->refused_generation = h->asked_generation;
+    trim_heap(h);
+    if (class == CLASS_LARGE && h->rings[CLASS_UNUSED].count > 0) h->release_due = 1;
+}
+
+/* Why no live block starts at this offset, or STATUS_OK. */
+static u32 examine(const heap *h, u32 offset) {
+    descriptor *d = descriptor_at(h, offset >> SLAB_SHIFT);
+    u32 class = plain_load(&d->class), inside = offset & (SLAB_SIZE - 1);
+    if (plain_load(&d->owner) == OWNER_NOBODY) return STATUS_WILD;
+    if (class == CLASS_UNUSED || class >= CLASS_LARGE_BODY) return STATUS_NOT_A_BLOCK;
+    if (class == CLASS_LARGE ? inside != 0 : inside % class_size(class) != 0) return STATUS_NOT_A_BLOCK;
+    if (plain_load(&h->states[offset >> GRANULE_SHIFT]) != STATE_LIVE) return STATUS_NOT_LIVE;
+    return STATUS_OK;
+}
+
+static u32 usable(const heap *h, u32 offset) {
+    descriptor *d = descriptor_at(h, offset >> SLAB_SHIFT);
+    u32 class = plain_load(&d->class);
+    return class == CLASS_LARGE ? plain_load(&d->run) << SLAB_SHIFT : class_size(class);
+}
+
+static u32 free_own(heap *h, descriptor *d, u32 offset) {
+    u8 *state = &h->states[offset >> GRANULE_SHIFT];
+    u32 class = plain_load(&d->class);
+    plain_store(state, STATE_FREE);
+    if (class == CLASS_LARGE) {
+        keep_run(h, offset >> SLAB_SHIFT);
+        return h->release_due ? STATUS_RELEASE_DUE : STATUS_OK;
+    }
+    stack *s = &h->stacks[class & (STACKS - 1)];
+    if (s->top != s->limit) {
+        push(s, state);
+        return STATUS_OK;
+    }
+    u64 bit = (u64)1 << (offset / (GRANULE * LINE_GRANULES) % 64);
+    /* Atomic because other processes set bits too. Publishes nothing: only this process collects. */
+    if (!(plain_load(&d->dirty) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
+    return STATUS_OK;
+}
+
+static u32 free_foreign(heap *h, descriptor *d, u32 offset) {
+    if (h->flags & FLAG_OWNER_FREES_ONLY) return STATUS_NOT_OWNER;
+    /* The commit of a remote free, and its judge: of all who free this block only one finds it live. Releases what this process
+     * wrote to the block to the owner, who reads the state before it reuses the block. If we die before, the block is live; if
+     * after, it is freed, though without the dirty bit the owner finds it only at its next trim. */
+    u8 expected = STATE_LIVE;
+    u8 *state = &h->states[offset >> GRANULE_SHIFT];
+    if (!__atomic_compare_exchange_n(state, &expected, STATE_REMOTE_FREED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return STATUS_NOT_LIVE;
+    u64 bit = (u64)1 << (offset / (GRANULE * LINE_GRANULES) % 64);
+    /* Looks before it writes, to leave the line to the owner. Pairs with the exchange in collect_slab: a bit that is read as set
+     * will be cleared later, and only then are the states read. The slab may have got another owner by now; then the bit is a
+     * false hint, and harmless. */
+    if (!(__atomic_load_n(&d->dirty, __ATOMIC_SEQ_CST) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
+    return STATUS_OK;
+}
+
+/* Frees the block at an offset of the heap. */
+static u32 free_block(heap *h, u32 offset) {
+    u32 status = examine(h, offset);
+    if (status != STATUS_OK) return status;
+    descriptor *d = descriptor_at(h, offset >> SLAB_SHIFT);
+    return plain_load(&d->owner) == h->owner ? free_own(h, d, offset) : free_foreign(h, d, offset);
+}
+
+/* ---- for the host ---- */
+
+/* Allocates, or answers why not (see ANSWER_CLASS_SHIFT). `alignment` is a power of two up to MAXIMUM_ALIGNMENT.
+ * The order of the parameters lets the host keep all but the first prepared. */
+u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
+    heap *h = heap_at(slot);
+    if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || alignment == 0 || (alignment & (alignment - 1)))) return STATUS_BAD_ARGUMENT;
+    if (LIKELY(alignment <= MINIMUM_ALIGNMENT)) {
+        u32 address = malloc_fast(h, size);
+        if (LIKELY(address != 0)) return address;
+    }
+    outcome o = allocate(h, size, alignment);
+    return o.state ? commit(h, o.state) : o.status | o.class << ANSWER_CLASS_SHIFT;
+}
+
+/* Frees, or returns why not. STATUS_RELEASE_DUE is success. */
+u32 EXPORT(heap_free)(u32 address, u32 slot) {
+    heap *h = heap_at(slot);
+    if (UNLIKELY(h == NULL)) return STATUS_BAD_ARGUMENT;
+    if (LIKELY(free_fast(h, address))) return STATUS_OK;
+    u32 offset = address - h->start;
+    return offset < h->bytes ? free_block(h, offset) : STATUS_WILD;
+}
+
+/* The bytes that the block at an app address can hold, or 0 if no live block starts there. */
+u32 EXPORT(heap_usable_size)(u32 slot, u32 address) {
+    heap *h = heap_at(slot);
+    if (h == NULL || address - h->start >= h->bytes || examine(h, address - h->start) != STATUS_OK) return 0;
+    return usable(h, address - h->start);
+}
+
+/* Takes over slabs that the coordinator assigned to this process: a run if `class` is CLASS_LARGE, else single slabs. */
+u32 EXPORT(install)(u32 slot, u32 class, u32 first, u32 count, u32 adopted) {
+    heap *h = heap_at(slot);
+    return h ? install_range(h, class, first, count, adopted) : STATUS_BAD_ARGUMENT;
+}
+
+/* The coordinator refused the lease that a malloc asked for. Call malloc again; release what is due before. */
+u32 EXPORT(lease_refused)(u32 slot, u32 class, u32 slabs) {
+    heap *h = heap_at(slot);
+    if (h == NULL) return STATUS_BAD_ARGUMENT;
+    refused(h, class, slabs);
+    return h->release_due ? STATUS_RELEASE_DUE : STATUS_OK;
+}
+
+/* True if so many slabs are unused that they should be released. */
+u32 EXPORT(release_is_due)(u32 slot) {
+    heap *h = heap_at(slot);
+    return h && h->release_due;
+}
+
+/* Gives up every slab that holds no live block; see take_released. Returns how many are unused. */
+u32 EXPORT(trim)(u32 slot) {
+    heap *h = heap_at(slot);
+    if (h == NULL) return 0;
+    trim_heap(h);
+    return h->rings[CLASS_UNUSED].count;
+}
+
+/* Leaves the unused slabs but `keep` in the exchange buffer as pairs (first, count); returns how many pairs. Call until it is 0. */
+u32 EXPORT(take_released)(u32 slot, u32 keep) {
+    heap *h = heap_at(slot);
+    return h ? released_ranges(h, keep) : 0;
+}
+
+/* ---- for guests ---- */
+
+static void release_unused(heap *h, u32 keep) {
+    for (u32 pairs; (pairs = released_ranges(h, keep)) > 0;) host_release(h->slot, pairs);
+}
+
+/* Gets a lease, or does what a refusal demands. */
+static void lease_for_guest(heap *h, u32 class, u32 slabs) {
+    u32 grants = host_lease(h->slot, class, slabs);
+    for (u32 i = 0; i < grants; i++) {
+        u32 *grant = exchange + (size_t)3 * i;
+        install_range(h, class, grant[0], grant[1], grant[2]);
+    }
+    if (grants > 0) return;
+    refused(h, class, slabs);
+    if (h->release_due) release_unused(h, class == CLASS_LARGE ? 0 : KEPT_UNUSED);
+}
+
+/* Bounded, since a heap under pressure from other processes can give hope for ever. */
+#define GUEST_ATTEMPTS 4
+
+static u32 malloc_in(heap *h, u32 size) {
+    for (u32 attempt = 0; attempt < GUEST_ATTEMPTS; attempt++) {
+        outcome o = allocate(h, size, MINIMUM_ALIGNMENT);
+        if (h->release_due) release_unused(h, KEPT_UNUSED);
+        if (o.state) return commit(h, o.state);
+        if (o.status != STATUS_NEEDS_LEASE) return 0;
+        lease_for_guest(h, o.class, o.slabs);
+    }
+    return 0;
+}
+
+static __attribute__((noinline)) u32 guest_malloc_slow(u32 size) {
+    for (u32 i = 0; i < chain_length; i++) {
+        u32 address = malloc_in(chain[i], size);
+        if (address) return address;
+    }
+    return 0;
+}
+
+static void guest_free_in(heap *h, u32 address) {
+    u32 offset = address - h->start, status = examine(h, offset);
+    if (status == STATUS_OK && (h->flags & FLAG_SCRUB)) host_scrub(address, usable(h, offset));
+    if (status == STATUS_OK) status = free_block(h, offset);
+    if (status == STATUS_RELEASE_DUE) {
+        release_unused(h, KEPT_UNUSED);
+    } else if (status != STATUS_OK) {
+        host_refuse(address, status);
+    }
+}
+
+static __attribute__((noinline)) void guest_free_slow(u32 address) {
+    if (address == 0) return;
+    for (u32 i = 0; i < chain_length; i++) {
+        if (address - chain[i]->start < chain[i]->bytes) {
+            guest_free_in(chain[i], address);
+            return;
+        }
+    }
+    host_refuse(address, STATUS_WILD);
+}
+
+u32 EXPORT(shared_heap_malloc)(u32 size) {
+    heap *h = chain[0];
+    if (LIKELY(h != NULL)) {
+        u32 address = malloc_fast(h, size);
+        if (LIKELY(address != 0)) return address;
+    }
+    return guest_malloc_slow(size);
+}
+
+void EXPORT(shared_heap_free)(u32 address) {
+    heap *h = chain[0];
+    if (LIKELY(h != NULL) && LIKELY(free_fast(h, address))) return;
+    guest_free_slow(address);
+}
