@@ -139,11 +139,10 @@ def _processes() -> Iterator[Process]:
             parent = process.ppid()
         except psutil.Error:
             continue  # it ended meanwhile
-        if role == "launcher" and programs.get(parent, ("",))[0] == "launcher":
-            role = "worker"  # noqa: PLW2901  what it is, rather than how it was started
+        is_forked = role == "launcher" and programs.get(parent, ("",))[0] == "launcher"
         yield Process(
             pid,
-            role,
+            "worker" if is_forked else role,
             parent,
             parent_is_client=_has_engine(parent),
             shared=any(word.partition("=")[0] == "--socket" for word in command),
