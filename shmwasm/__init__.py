@@ -44,8 +44,8 @@ _HOMES = {
     "WasiOptions": "protocol.messages",
     "on_client": "client.modules",
 }
-"""Where each public name lives. They are imported at their first use: the coordinator and the launcher import this package too, and
-have no use for a client."""
+"""Where each public name lives. They are imported at their first use: the coordinator and the launcher import this package too,
+and have no use for a client."""
 
 
 def __getattr__(name: str) -> object:

@@ -95,20 +95,20 @@ class HeapExhaustedError(HeapError, MemoryError):
 
     def __str__(self) -> str:
         return (
-            f"shared heap {self.heap!r} cannot allocate {self.requested} bytes: "
-            f"its largest free run is {self.largest_free} bytes"
+            f"shared heap {self.heap!r} cannot allocate {self.requested} bytes: its largest free run is {self.largest_free} bytes"
         )
 
 
 @dataclass(eq=False)
 class QuotaExceededError(HeapExhaustedError):
-    """The heap has room, but this process may lease no more than `quota` bytes of it."""
+    """The heap has room, but this process may lease no more than `quota` bytes in all."""
 
     quota: int
 
     def __str__(self) -> str:
         return (
-            f"shared heap {self.heap!r} cannot allocate {self.requested} bytes: this process may hold at most {self.quota} bytes of it"
+            f"shared heap {self.heap!r} cannot allocate {self.requested} bytes: "
+            f"this process may hold at most {self.quota} bytes in all"
         )
 
 
@@ -121,7 +121,8 @@ class HeapNoSpaceError(HeapError, MemoryError):
 
     def __str__(self) -> str:
         return (
-            f"shared heap {self.heap!r} needs {self.requested} bytes of shared memory, but only {self.available} bytes are available"
+            f"shared heap {self.heap!r} needs {self.requested} bytes of shared memory, "
+            f"but only {self.available} bytes are available"
         )
 
 

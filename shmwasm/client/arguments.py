@@ -33,11 +33,16 @@ def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], l
 
     def convert(arguments: Sequence[Value]) -> list[Number]:
         if len(arguments) != len(parameters):
-            raise errors.ArgumentError(f"{export!r} takes {len(parameters)} arguments ({', '.join(parameters)}), not {len(arguments)}")
+            raise errors.ArgumentError(
+                f"{export!r} takes {len(parameters)} arguments ({', '.join(parameters)}), not {len(arguments)}"
+            )
         for argument in arguments:
-            if argument.__class__ is Block:
-                instance.check_block(argument)  # type: ignore[arg-type]
-        return [_number(export, place, parameter, argument) for place, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True))]
+            if isinstance(argument, Block):
+                instance.check_block(argument)
+        return [
+            _number(export, place, parameter, argument)
+            for place, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True))
+        ]
 
     return convert
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm.addresses import AppAddress, HeapOffset
 from shmwasm.errors import ClosedError, UnsupportedError
@@ -10,7 +10,7 @@ from shmwasm.errors import ClosedError, UnsupportedError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import numpy
+    import numpy as np
 
     from shmwasm.client.heaps import SharedHeap
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Block:
     """Bytes of a shared heap: `size` bytes from heap offset `offset` on.
 
-    A block passes as its app address wherever an integer is expected (`__index__`), so it can be given to a guest as it is. It can be
+    A block passes as its app address wherever an integer is expected (`__index__`), so it can be given to a guest as it is. It
+    can be
     pickled: whoever unpickles it, in whichever process of the same user, attaches to the same bytes.
 
     As a context manager it is freed at the end. It is not freed when it is collected: a guest may hold its address.
@@ -51,7 +52,7 @@ class Block:
             raise ClosedError(repr(self), "was freed")
         return self.heap.view[self.offset : self.offset + self.size]
 
-    def ndarray(self, dtype: Any, shape: int | tuple[int, ...] | None = None) -> numpy.ndarray[Any, Any]:
+    def ndarray(self, dtype: Any, shape: int | tuple[int, ...] | None = None) -> np.ndarray[Any, Any]:
         """Return a numpy array over the block's bytes, without a copy.
 
         Args:
@@ -63,13 +64,13 @@ class Block:
             ValueError: The block is too small for that shape (numpy's own error).
         """
         try:
-            import numpy  # noqa: PLC0415: an optional dependency
+            import numpy as np  # noqa: PLC0415  an optional dependency
         except ImportError:
             raise UnsupportedError("Block.ndarray", "numpy is not installed; install 'shmwasm[numpy]'") from None
-        kind = numpy.dtype(dtype)
+        kind = np.dtype(dtype)
         if shape is None:
             shape = self.size // kind.itemsize
-        return numpy.ndarray(shape, kind, buffer=self.view)
+        return np.ndarray(shape, kind, buffer=self.view)
 
     def free(self) -> None:
         """Give the block back; a second time does nothing.
@@ -80,7 +81,7 @@ class Block:
         if not self._freed:
             self.heap.free(self)
 
-    def __enter__(self) -> Block:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -97,7 +98,7 @@ class Block:
         return f"<{state} of {self.size} bytes at offset {self.offset:#x} of shared heap {self.heap.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from shmwasm.client.runtime import attach_block  # noqa: PLC0415: the runtime makes heaps, which make blocks
+        from shmwasm.client.runtime import attach_block  # noqa: PLC0415  the runtime makes heaps, which make blocks
 
         if self._freed:
             raise ClosedError(repr(self), "was freed")

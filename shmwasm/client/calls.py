@@ -86,9 +86,7 @@ class SocketCallPath:
     def share_memory(self, ended: Callable[[messages.MemoryShared | None, list[int], BaseException | None], None]) -> None:
         """Ask for the guest's linear memory (see `CallPath`)."""
 
-        def adapt(
-            message: messages.MemoryShared | None, error: BaseException | None, descriptors: Sequence[int] = ()
-        ) -> None:
+        def adapt(message: messages.MemoryShared | None, error: BaseException | None, descriptors: Sequence[int] = ()) -> None:
             ended(message, list(descriptors), error)
 
         self._request(_Pending(None, 0.0, adapt), lambda number: messages.ShareMemory(request=number))
@@ -134,7 +132,9 @@ class SocketCallPath:
                 self._end(request, message, None, packet[1])
             case messages.HostCall():
                 close_descriptors(packet[1])
-                threading.Thread(target=self._run_host_function, args=(message,), daemon=True, name="shmwasm-host-function").start()
+                threading.Thread(
+                    target=self._run_host_function, args=(message,), daemon=True, name="shmwasm-host-function"
+                ).start()
         return True
 
     def next_deadline(self) -> float | None:
@@ -169,7 +169,11 @@ class SocketCallPath:
             return
 
     def _end(
-        self, request: int, result: list[Number] | messages.MemoryShared | None, error: BaseException | None, received: Sequence[int] = ()
+        self,
+        request: int,
+        result: list[Number] | messages.MemoryShared | None,
+        error: BaseException | None,
+        received: Sequence[int] = (),
     ) -> None:
         with self._lock:
             pending = self._pending.pop(request, None)

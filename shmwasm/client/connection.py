@@ -79,7 +79,9 @@ class Receiver:
             UnsupportedError: The calling thread is the receiver itself.
         """
         if threading.current_thread() is self._thread:
-            raise errors.UnsupportedError("a blocking call in a future's callback", "it would wait for the thread that it runs in")
+            raise errors.UnsupportedError(
+                "a blocking call in a future's callback", "it would wait for the thread that it runs in"
+            )
 
     def stop(self) -> None:
         """End the thread, wait for it, and release its descriptors."""
@@ -119,7 +121,9 @@ class Receiver:
 class Connection:
     """Requests to the coordinator, their answers, and the coordinator's own messages."""
 
-    def __init__(self, channel: Channel, receiver: Receiver, handle_event: Callable[[messages.CoordinatorToClient], None]) -> None:
+    def __init__(
+        self, channel: Channel, receiver: Receiver, handle_event: Callable[[messages.CoordinatorToClient], None]
+    ) -> None:
         self._channel = channel
         self._receiver = receiver
         self._handle_event = handle_event

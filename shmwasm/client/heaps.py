@@ -1,14 +1,14 @@
 """A shared heap, as the host holds it.
 
-A heap stands alone (a chain of one) or in a chain. What a guest sees of it is decided when it is attached: the window ends at 4 GiB,
-so `start`, and with it every block's app address, changes when the heap is chained or unchained, and never otherwise.
+A heap stands alone (a chain of one) or in a chain. What a guest sees of it is decided when it is attached: the window ends at 4
+GiB, so `start`, and with it every block's app address, changes when the heap is chained or unchained, and never otherwise.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress, HeapOffset, NativeAddress
@@ -88,7 +88,8 @@ class SharedHeap:
 
         Args:
             size: Bytes, at least 1.
-            alignment: A power of two up to 65536. Relative to the heap's start, and to the app address, which is always a multiple of
+            alignment: A power of two up to 65536. Relative to the heap's start, and to the app address, which is always a
+                multiple of
                 the OS page away from it.
 
         Raises:
@@ -137,31 +138,33 @@ class SharedHeap:
             moved = self.malloc(size)
             ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size))
             slot.free(block.address)
-        block._freed = True  # noqa: SLF001: a heap and its blocks are one thing
+        block._freed = True  # noqa: SLF001  a heap and its blocks are one thing
         return moved
 
     def free(self, block: Block | int) -> None:
         """Free a block, given as a `Block` or as its app address (signed or unsigned).
 
         Raises:
-            InvalidFreeError: It is not a live block of this heap, or not this process's where the heap asks for that; nothing changed.
+            InvalidFreeError: It is not a live block of this heap, or not this process's where the heap asks for that; nothing
+                changed.
         """
         slot = self._slot
         if slot is None:
             raise self._no_allocator_free(block)
-        if block.__class__ is Block:
-            if block.heap is not self:  # type: ignore[union-attr]
-                raise errors.InvalidFreeError(self.name, block.__index__(), f"it is a block of heap {block.heap.name!r}")  # type: ignore[union-attr]
-            if block._freed:  # type: ignore[union-attr]  # noqa: SLF001
-                raise errors.InvalidFreeError(self.name, block.__index__(), "it was freed already")
+        if not isinstance(block, Block):
             if self._scrub:
-                self._scrub_block(block.__index__())
-            slot.free(self._start + block.offset)  # type: ignore[union-attr]
-            block._freed = True  # type: ignore[union-attr]  # noqa: SLF001
-        else:
-            if self._scrub:
-                self._scrub_block(int(block))
-            slot.free(block)  # type: ignore[arg-type]
+                self._scrub_block(block)
+            slot.free(block)
+            return
+        address = block.__index__()
+        if block.heap is not self:
+            raise errors.InvalidFreeError(self.name, address, f"it is a block of shared heap {block.heap.name!r}")
+        if block._freed:  # noqa: SLF001
+            raise errors.InvalidFreeError(self.name, address, "it was freed already")
+        if self._scrub:
+            self._scrub_block(address)
+        slot.free(address)
+        block._freed = True  # noqa: SLF001
 
     def usable_size(self, block: Block | int) -> int:
         """Return how many bytes the block at that app address can hold; 0 if no live block starts there."""
@@ -225,7 +228,7 @@ class SharedHeap:
         """Return what another process of this user needs to open the heap: the coordinator's address and the heap's token."""
         return self._address, self._token
 
-    def __enter__(self) -> SharedHeap:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from shmwasm import errors
 from shmwasm.client.arguments import Value, converters, results_of
@@ -14,7 +15,9 @@ from shmwasm.client.calls import CallPath, Number, SocketCallPath
 from shmwasm.client.connection import Connection, Receiver, close_descriptors
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
-from shmwasm.engine.callers import Caller, Region, run_host_function
+from shmwasm.engine.callers import Caller, Region
+from shmwasm.engine.guests import converted_results
+from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.protocol import messages
@@ -87,7 +90,8 @@ class Instance:
 
     It runs one call at a time; further calls wait in line. Calling its methods from several threads at once is safe.
 
-    After a trap (`WorkerTrapError`) or a time limit (`CallTimeoutError`) the instance lives on, its private memory as the trap left it.
+    After a trap (`WorkerTrapError`) or a time limit (`CallTimeoutError`) the instance lives on, its private memory as the trap
+    left it.
 
     Attributes:
         module: The module that it is an instance of.
@@ -216,13 +220,16 @@ class Instance:
             read_only: Whether stores into it trap.
 
         Raises:
-            AttachError: Something is attached already, linear memory reaches the window, the heap is no head, or a heap of the chain
+            AttachError: Something is attached already, linear memory reaches the window, the heap is no head, or a heap of the
+                chain
                 is read-only and `read_only` is not given. Nothing changed.
         """
         self._require_open()
         self._connection.request(
             messages.Done,
-            lambda number: messages.Attach(request=number, instance=self.number, chain_head=shared_heap.number, read_only=read_only),
+            lambda number: messages.Attach(
+                request=number, instance=self.number, chain_head=shared_heap.number, read_only=read_only
+            ),
         )
         self._shared_heap = shared_heap
 
@@ -272,7 +279,7 @@ class Instance:
         self._closed = True
         self._channel.close()
 
-    def __enter__(self) -> Instance:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -308,8 +315,14 @@ class Instance:
         function = self.module.client_functions[index]
         if function is None:
             raise errors.ProtocolError(f"host function {index} does not run in the client")
-        caller = Caller(self.number, memory=lambda: self.memory, heaps=self._regions)
-        return run_host_function(function, caller, arguments, self.module.import_type(index))
+        kinds = self.module.import_type(index).results
+        try:
+            with Caller(self.number, memory=lambda: self.memory, heaps=self._regions) as caller:
+                converted = converted_results(kinds, function(caller, *arguments))
+        except Exception as error:  # noqa: BLE001  whatever it is traps the guest
+            name, details = type(error).__name__, traceback.format_exc()
+            raise errors.HostFunctionError(self.number, "", str(error), HOST_FUNCTION, [], name, details) from None
+        return [] if not kinds else [converted] if len(kinds) == 1 else converted
 
     def _regions(self) -> list[Region]:
         if self._shared_heap is None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing.spawn
-import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from shmwasm import errors
+from shmwasm.engine.guests import WASI_MODULE
 from shmwasm.engine.modules import CompiledModule, FunctionType
 from shmwasm.protocol import messages
 
 ALLOCATOR_IMPORTS = frozenset({("env", "shared_heap_malloc"), ("env", "shared_heap_free")})
 """What every instance is given natively, without being asked."""
-
-WASI_MODULE = "wasi_snapshot_preview1"
-"""The name that WASI preview 1 functions are imported from."""
 
 Imports = Mapping[str, Mapping[str, Callable[..., Any]]]
 
@@ -32,8 +30,8 @@ class OnClient:
 def on_client(function: Callable[..., Any]) -> OnClient:
     """Mark a host function to run in this process, in a thread of its own, instead of in the worker.
 
-    It may be any callable, closures included, and is called like every host function: `function(caller, *arguments)`. The guest waits
-    meanwhile. It must not call the instance that called it.
+    It may be any callable, closures included, and is called like every host function: `function(caller, *arguments)`. The guest
+    waits meanwhile. It must not call the instance that called it.
     """
     return OnClient(function)
 
@@ -49,7 +47,8 @@ class Module:
     def __init__(self, name: str, compiled: CompiledModule, imports: Imports | None) -> None:
         self.name = name
         self.compiled = compiled
-        self.exports: dict[str, FunctionType] = dict(compiled.functions)
+        self.exports: dict[str, FunctionType] = compiled.functions
+        self._wanted = compiled.imported_functions
         self._functions = _collect(name, imports or {})
         self._check_imports()
 
@@ -61,7 +60,7 @@ class Module:
     @property
     def needs_wasi(self) -> bool:
         """Whether the module imports WASI preview 1."""
-        return any(module == WASI_MODULE for module, _ in self.compiled.imported_functions)
+        return any(module == WASI_MODULE for module, _ in self._wanted)
 
     @property
     def client_functions(self) -> list[Callable[..., Any] | None]:
@@ -70,7 +69,7 @@ class Module:
 
     def import_type(self, index: int) -> FunctionType:
         """Return the type of the host function at that place in the plan."""
-        return self.compiled.imported_functions[list(self._functions)[index]]
+        return self._wanted[list(self._functions)[index]]
 
     def plan(self, wasi: messages.WasiOptions | None) -> messages.SpawnPlan:
         """Return all that a worker must know to make an instance."""
@@ -91,7 +90,7 @@ class Module:
             wasi=wasi if wasi is not None or not self.needs_wasi else messages.WasiOptions(),
             preparation=_preparation() if in_worker and self._uses_main() else b"",
             search_path=list(sys.path) if in_worker else [],
-            working_directory=os.getcwd() if in_worker or wasi is not None else "",
+            working_directory=str(Path.cwd()) if in_worker or wasi is not None else "",
         )
 
     def __repr__(self) -> str:
@@ -101,23 +100,24 @@ class Module:
         return any(getattr(given, "__module__", None) == "__main__" for given in self._functions.values())
 
     def _check_imports(self) -> None:
-        wanted = self.compiled.imported_functions
         for module, name in self._functions:
-            if (module, name) not in wanted:
+            if (module, name) not in self._wanted:
                 raise errors.ModuleError(self.name, f"it imports no function {module}.{name}, which was given")
-        for module, name in wanted:
-            known = (module, name) in self._functions or (module, name) in ALLOCATOR_IMPORTS or module == WASI_MODULE
-            if not known:
+        for module, name in self._wanted:
+            given = (module, name) in self._functions or (module, name) in ALLOCATOR_IMPORTS or module == WASI_MODULE
+            if not given:
                 raise errors.ModuleError(self.name, f"it imports {module}.{name}, which was not given")
         for kind, module, name in self.compiled.other_imports:
-            raise errors.ModuleError(self.name, f"it imports the {kind} {module}.{name}; only functions can be imported")
+            raise errors.ModuleError(self.name, f"it imports the {kind} {module}.{name}, and only functions can be given")
 
 
 def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[..., Any] | OnClient]:
     collected: dict[tuple[str, str], Callable[..., Any] | OnClient] = {}
     for module, functions in imports.items():
         if not isinstance(functions, Mapping):
-            raise errors.ArgumentError(f"the imports of {name!r} must map module names to functions by name; {module!r} maps to {functions!r}")
+            raise errors.ArgumentError(
+                f"the imports of {name!r} must map module names to functions by name; {module!r} maps to {functions!r}"
+            )
         for import_name, given in functions.items():
             if not callable(given) and not isinstance(given, OnClient):
                 raise errors.ArgumentError(f"the import {module}.{import_name} is {given!r}, which cannot be called")

@@ -3,7 +3,8 @@
 Each instance is given one call at a time; the others wait in one queue for all, so that a slow call holds nobody up. An instance
 whose worker dies is replaced: its running call fails with `WorkerLostError`, the waiting ones never notice.
 
-Locking: `_lock` guards the queue and the sets of instances. Futures are completed outside of it, as their callbacks may submit more.
+Locking: `_lock` guards the queue and the sets of instances. Futures are completed outside of it, as their callbacks may submit
+    more.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class InstancePool(Executor):
     An executor whose functions are the guest's: `submit` and `map` take an export's name.
     """
 
-    def __init__(self, instances: list[Instance], spawn: Callable[[], Future[Instance]], forget: Callable[[InstancePool], None]) -> None:
+    def __init__(
+        self, instances: list[Instance], spawn: Callable[[], Future[Instance]], forget: Callable[[InstancePool], None]
+    ) -> None:
         self._spawn = spawn
         self._forget = forget
         self._lock = threading.Lock()
@@ -103,7 +106,7 @@ class InstancePool(Executor):
         """
         return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)  # type: ignore[arg-type]
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002: the executor's signature
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature
         """Take no more calls, and end the instances when those under way are done. Twice is fine.
 
         Args:
@@ -186,7 +189,7 @@ class InstancePool(Executor):
     def _run(self, instance: Instance, work: _Work) -> None:
         try:
             running = instance.submit(work.export, *work.arguments, timeout=work.timeout)
-        except Exception as error:  # noqa: BLE001: whatever it is belongs to the future
+        except Exception as error:  # noqa: BLE001  whatever it is belongs to the future
             self._return(instance)
             work.future.set_exception(error)
             return

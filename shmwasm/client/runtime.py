@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress, HeapOffset, round_up
@@ -38,7 +38,8 @@ class Runtime:
     """A connection to a coordinator: makes heaps, loads modules, spawns instances.
 
     Args:
-        connect: Where a shared coordinator listens (`shmwasm coordinator --socket PATH`). By default a private coordinator is started,
+        connect: Where a shared coordinator listens (`shmwasm coordinator --socket PATH`). By default a private coordinator is
+            started,
             which ends, with everything made through it, when its last client goes, however that goes.
         quota: Bytes of managed heaps that this process may hold in all; 0 for no limit.
 
@@ -99,16 +100,19 @@ class Runtime:
         """Create a managed heap of `size` bytes, or make one of memory that exists already.
 
         Args:
-            size: Bytes. A managed heap's are rounded up to 64 KiB; of preallocated memory it is how much to use, a multiple of the
+            size: Bytes. A managed heap's are rounded up to 64 KiB; of preallocated memory it is how much to use, a multiple of
+                the
                 OS page, by default all of it (rounded up to an OS page).
-            pre_allocated: The memory: a `multiprocessing.shared_memory.SharedMemory`, a `posix_ipc.SharedMemory`, a descriptor, a file, or a
+            pre_allocated: The memory: a `multiprocessing.shared_memory.SharedMemory`, a `posix_ipc.SharedMemory`, a descriptor,
+                a file, or a
                 path. It must not be truncated while it is a heap.
             name: For people, and for `open_shared_heap` in other processes; unique in the coordinator. By default one is made up.
             read_only: Nobody may write to it (preallocated memory only).
             on_death: What becomes of the live blocks of a process that dies: "keep" or "free".
             scrub: Zero every block when it is freed.
             remote_free: Whether a block may be freed by another process than the one that allocated it.
-            reserve: Reserve the memory now, so that a full /dev/shm is an error here, and not the death of whoever touches it first.
+            reserve: Reserve the memory now, so that a full /dev/shm is an error here, and not the death of whoever touches it
+                first.
             prefault: Map all pages at once wherever the heap is attached, instead of at their first touch.
 
         Raises:
@@ -155,7 +159,8 @@ class Runtime:
         """Put `head` directly below `body` (and the chain that it heads); return the head of the new chain.
 
         Raises:
-            ChainError: A heap is attached, `body` is a body already, `head` is a body or heads a chain, or both together do not fit into a
+            ChainError: A heap is attached, `body` is a body already, `head` is a body or heads a chain, or both together do not
+                fit into a
                 window. Nothing changed.
         """
         self._require_open()
@@ -183,7 +188,11 @@ class Runtime:
         return self._heaps[laid_out.result]
 
     def reset_shared_heap_chain(self, head: SharedHeap) -> None:
-        """Free everything in a chain: managed heaps become empty, preallocated ones zero; raises what `SharedHeap.reset` raises."""
+        """Free everything in a chain: managed heaps become empty, preallocated ones zero.
+
+        Raises:
+            ChainError: See `SharedHeap.reset`.
+        """
         self._require_open()
         self._connection.request(messages.Done, lambda number: messages.ResetChain(request=number, head=head.number))
         for heap in self.chain_of(head):
@@ -199,7 +208,8 @@ class Runtime:
 
         Args:
             source: A path, the bytes of a module, or WAT text.
-            imports: Host functions by module and name. Each is called as `function(caller, *arguments)`, in the worker, for which it must be
+            imports: Host functions by module and name. Each is called as `function(caller, *arguments)`, in the worker, for
+                which it must be
                 importable or picklable; wrap it in `on_client` to have it run in this process.
             name: What to call it in messages; by default its path.
 
@@ -234,7 +244,7 @@ class Runtime:
             InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
             AttachError: The chain cannot be attached to it.
         """
-        return self._begin_spawn(module, shared_heap, read_only, quota, wasi).result()
+        return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota).result()
 
     def pool(
         self,
@@ -261,13 +271,12 @@ class Runtime:
             raise errors.ArgumentError(f"a pool of {count} instances: it needs at least 1")
 
         def spawn() -> Future[Instance]:
-            return self._begin_spawn(module, shared_heap, read_only, quota, wasi)
+            return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
 
         starting = [spawn() for _ in range(count)]
         instances: list[Instance] = []
         try:
-            for future in starting:
-                instances.append(future.result())
+            instances.extend(future.result() for future in starting)
         except BaseException:
             for future in starting:
                 if future.exception() is None:
@@ -311,7 +320,7 @@ class Runtime:
         self._quietly(lambda: self._connection.send(messages.Goodbye()))
         self._shut_down()
 
-    def __enter__(self) -> Runtime:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -352,9 +361,13 @@ class Runtime:
         if size is not None and not 0 < size <= MAXIMUM_CHAIN_SIZE:
             raise errors.ArgumentError(f"a heap of {size} bytes: a heap has 1 to {MAXIMUM_CHAIN_SIZE} bytes")
         if pre_allocated is not None and size is not None and size % OS_PAGE:
-            raise errors.ArgumentError(f"a preallocated heap of {size} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes")
+            raise errors.ArgumentError(
+                f"a preallocated heap of {size} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes"
+            )
         if pre_allocated is None and read_only:
-            raise errors.ArgumentError("a managed heap cannot be read_only: its allocator's users write to it; attach it read-only instead")
+            raise errors.ArgumentError(
+                "a managed heap cannot be read_only: its allocator's users write to it; attach it read-only instead"
+            )
         if on_death not in {"keep", "free"}:
             raise errors.ArgumentError(f"on_death is {on_death!r}; it must be 'keep' or 'free'")
         if name is not None and not 0 < len(name) <= 255:
@@ -392,14 +405,14 @@ class Runtime:
             connection=self._connection,
             refusal=self._allocator.refusal,
             reset=self.reset_shared_heap_chain,
-            forget=lambda gone: self._heaps.pop(gone.number, None),
+            forget=self._forget_heap,
         )
         with self._lock:
             self._heaps[description.heap] = heap
         return heap
 
     def _begin_spawn(
-        self, module: Module, shared_heap: SharedHeap | None, read_only: bool, quota: int, wasi: messages.WasiOptions | None
+        self, module: Module, shared_heap: SharedHeap | None, wasi: messages.WasiOptions | None, *, read_only: bool, quota: int
     ) -> Future[Instance]:
         self._require_open()
         plan = module.plan(wasi)
@@ -418,9 +431,9 @@ class Runtime:
         def finish(answer: Future[Reply]) -> None:
             try:
                 reply, descriptors = answer.result()
-                assert isinstance(reply, messages.Spawned)  # noqa: S101: the coordinator's own protocol
+                assert isinstance(reply, messages.Spawned)
                 spawned.set_result(self._add_instance(reply, descriptors[0], module, shared_heap))
-            except BaseException as error:  # noqa: BLE001: it belongs to whoever waits
+            except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
         answered.add_done_callback(finish)
@@ -437,11 +450,17 @@ class Runtime:
             connection=self._connection,
             receiver=self._receiver,
             heaps_of=self.chain_of,
-            forget=lambda gone: self._instances.pop(gone.number, None),
+            forget=self._forget_instance,
         )
         with self._lock:
             self._instances[instance.number] = instance
         return instance
+
+    def _forget_heap(self, heap: SharedHeap) -> None:
+        self._heaps.pop(heap.number, None)
+
+    def _forget_instance(self, instance: Instance) -> None:
+        self._instances.pop(instance.number, None)
 
     def _handle_event(self, message: messages.CoordinatorToClient) -> None:
         """Handle what the coordinator says of its own accord; runs in the receiver thread."""
@@ -492,9 +511,13 @@ class Runtime:
 def _check_segment(segment: Segment, wanted: int, pre_allocated: Source | None) -> None:
     available = round_up(segment.size, OS_PAGE)
     if wanted > available:
-        raise errors.ArgumentError(f"a preallocated heap of {wanted} bytes in {pre_allocated!r}, which has only {segment.size} bytes")
+        raise errors.ArgumentError(
+            f"a preallocated heap of {wanted} bytes in {pre_allocated!r}, which has only {segment.size} bytes"
+        )
     if wanted > MAXIMUM_CHAIN_SIZE:
-        raise errors.ArgumentError(f"{pre_allocated!r} has {segment.size} bytes; a heap has at most {MAXIMUM_CHAIN_SIZE}: pass a size")
+        raise errors.ArgumentError(
+            f"{pre_allocated!r} has {segment.size} bytes; a heap has at most {MAXIMUM_CHAIN_SIZE}: pass a size"
+        )
 
 
 def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Block:

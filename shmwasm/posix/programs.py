@@ -14,8 +14,8 @@ import shmwasm
 def start_program(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments` in a session of its own, with these descriptors besides the standard three.
 
-    `-P` keeps the working directory out of the new interpreter's search path, where it could hide a package; the directory that this
-    package was imported from is put there instead.
+    `-P` keeps the working directory out of the new interpreter's search path, where it could hide a package; the directory that
+    this package was imported from is put there instead.
     """
     root = str(Path(shmwasm.__file__).resolve().parent.parent)
     search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

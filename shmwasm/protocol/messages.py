@@ -192,8 +192,9 @@ class Recalled(Message, frozen=True):
 class WasiOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What WASI preview 1 grants a guest; by default nothing.
 
-    `stdout` and `stderr`: "discard", "inherit" (the worker's own), or the path of a file. `stdin`: "" for an empty one, "inherit", or
-    a path. `preopens` maps host directories to guest paths; `read_only_preopens` lists those guest paths that may not be written.
+    `stdout` and `stderr`: "discard", "inherit" (the worker's own), or the path of a file. `stdin`: "" for an empty one,
+    "inherit", or a path. `preopens` maps host directories to guest paths; `read_only_preopens` lists those guest paths that may
+    not be written.
     """
 
     args: list[str] = []
@@ -307,7 +308,10 @@ ClientMessage = (
 
 
 class Welcome(Message, frozen=True):
-    """Answers `Hello`. `address` is where other processes can connect, `private` whether the coordinator ends with its clients."""
+    """Answers `Hello`.
+
+    `address` is where other processes can connect, `private` whether the coordinator ends with its clients.
+    """
 
     request: int
     peer: int
@@ -317,7 +321,10 @@ class Welcome(Message, frozen=True):
 
 
 class HeapOpened(Message, frozen=True):
-    """Answers `CreateHeap` and `OpenHeap`. Descriptors: the segment's (not after `CreateHeap`), then the metadata's if managed."""
+    """Answers `CreateHeap` and `OpenHeap`.
+
+    Descriptors: the segment's (not after `CreateHeap`), then the metadata's if managed.
+    """
 
     request: int
     heap: HeapDescription
@@ -325,8 +332,9 @@ class HeapOpened(Message, frozen=True):
 
 
 class ChainLaidOut(Message, frozen=True):
-    """Answers `ChainHeaps` and `UnchainHeaps`: every heap that moved or stayed, chain by chain; `result` heads the one asked about.
+    """Answers `ChainHeaps` and `UnchainHeaps`: every heap that moved or stayed, chain by chain.
 
+    After `ChainHeaps`, `result` is the head of the new chain.
     After `UnchainHeaps(entire_chain=False)`, `result` is the head of the rest; after `entire_chain=True`, the last heap.
     """
 
@@ -525,7 +533,10 @@ class HostCall(Message, frozen=True):
 
 
 class MemoryShared(Message, frozen=True):
-    """Answers `ShareMemory`: the linear memory's size in bytes now. Descriptor: its file, of size `capacity`; only the first time."""
+    """Answers `ShareMemory`: the linear memory's size in bytes now.
+
+    Descriptor: its file, of size `capacity`; only the first time.
+    """
 
     request: int
     size: int
