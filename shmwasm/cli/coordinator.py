@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -23,17 +24,19 @@ and then, in any number of Python processes of the same user:
 def coordinator(*, socket: Path, as_json: bool) -> None:
     """Share heaps between unrelated processes: run a coordinator in the foreground.
 
-    It serves every process of this user that connects, until it is interrupted (SIGINT, SIGTERM). A killed coordinator's socket
-    file is replaced.
+    It serves every process of this user that connects, until it is interrupted (SIGINT, SIGTERM). It says when it listens. A
+    killed coordinator's socket file is replaced.
     """
     # Here and not above: the other commands have no use for a program's machinery.
     from shmwasm.coordinator import serve  # noqa: PLC0415
 
-    if not as_json:
-        click.echo(f"listening on {socket}; end with Ctrl-C", err=True)
-    serve(socket)
-    if as_json:
-        print_json({"socket": str(socket), "ended": True})
+    def announce() -> None:
+        if as_json:
+            print_json({"socket": str(socket), "pid": os.getpid()})
+        else:
+            click.echo(f"listening on {socket}; end with Ctrl-C")
+
+    serve(socket, ready=announce)
 
 
 @click.command(

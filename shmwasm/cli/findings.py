@@ -18,8 +18,8 @@ MEMORY_RESERVATION = 4 << 30
 MEMORIES_OF_A_WORKER = 2
 """The guest's and the allocator's."""
 
-DESCRIPTORS_OF_AN_INSTANCE = 4
-"""About what each instance takes in the coordinator."""
+DESCRIPTORS_OF_AN_INSTANCE = 2
+"""About what each instance takes in its client."""
 
 MACHINES = frozenset({"x86_64", "aarch64"})
 KERNEL_NEEDED = (5, 4)
@@ -161,7 +161,7 @@ def open_files(limit: int | None) -> Finding:
     subject = "open files (RLIMIT_NOFILE)"
     if limit is None:
         return Finding(subject, Level.OK, "unlimited")
-    detail = f"{limit}: enough for about {limit // DESCRIPTORS_OF_AN_INSTANCE} instances of one coordinator"
+    detail = f"{limit}: enough for about {limit // DESCRIPTORS_OF_AN_INSTANCE} instances of one client"
     if limit >= DESCRIPTORS_WANTED:
         return Finding(subject, Level.OK, detail)
     return Finding(
