@@ -4,8 +4,8 @@ Theory
 ------
 `wasmtime.Func.__call__` converts and checks for 20 microseconds. `wasmtime_func_call_unchecked` takes an array of 16-byte cells
 that holds the arguments and then the results; called through `ctypes.PyDLL` with arguments that were converted beforehand it
-takes 0.3. PyDLL keeps the GIL, so the core, which calls nothing back for these functions, is entered by one thread at a time. On a
-free-threaded interpreter a lock does that.
+takes 0.3. PyDLL keeps the GIL, so the core, which calls nothing back for these functions, is entered by one thread at a time. On
+a free-threaded interpreter a lock does that.
 
 Locking
 -------
@@ -39,8 +39,8 @@ WORDS_PER_CELL: Final = 4
 Cells = tuple[memoryview, ctypes.c_void_p]
 """Cells as 32-bit words, and their address as a prepared argument."""
 
-# The library that wasmtime loaded. No argument types are declared: the arguments are prepared, and a declaration would make ctypes
-# convert them again.
+# The library that wasmtime loaded. No argument types are declared: the arguments are prepared, and a declaration would make
+# ctypes convert them again.
 invoke: Final = ctypes.PyDLL(bindings.dll._name).wasmtime_func_call_unchecked  # type: ignore[attr-defined]  # noqa: SLF001
 invoke.restype = ctypes.c_void_p
 

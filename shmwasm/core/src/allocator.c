@@ -10,30 +10,31 @@ INLINE u8 *pop(stack *s) {
 /* Commits a block to the caller. Its entry is off the stack already, so no state of this process claims it twice.
  * Nobody else looks at a free block's state but the coordinator after our death; if we die before this store, the block is free,
  * and after it, it is live and nobody's: recovery keeps or frees it as the heap says. */
-INLINE u32 commit(const heap *h, u8 *state) {
+INLINE u32 commit(const front *f, u8 *state) {
     plain_store(state, STATE_LIVE);
-    return app_address(h, state);
+    /* Wraps around, which is right in WebAssembly, and natively too: only differences of pointers survive. */
+    return (u32)((uintptr_t)state << GRANULE_SHIFT) + f->bias;
 }
 
 /* A small block from its class's stack, or 0. */
-INLINE u32 malloc_fast(heap *h, u32 size) {
+INLINE u32 malloc_fast(const front *f, u32 size) {
     if (UNLIKELY(size > MAXIMUM_SMALL)) return 0;
-    u8 *state = pop(&h->stacks[class_of_granules[(size + GRANULE - 1) / GRANULE]]);
+    u8 *state = pop(&f->stacks[class_of_granules[(size + GRANULE - 1) / GRANULE]]);
     if (UNLIKELY(state == NULL)) return 0;
-    return commit(h, state);
+    return commit(f, state);
 }
 
 /* Frees a live small block of this process onto its class's stack. False, with nothing changed, if it is not such a block or the
  * stack is full. Two threads of execution that free one block at the same instant are one double free that may go unseen: this
  * path has no atomic. The block is then in the stack once, and nothing is corrupt. */
-INLINE u32 free_fast(heap *h, u32 address) {
-    u32 offset = address - h->start;
-    if (UNLIKELY(offset >= h->bytes)) return 0;
-    descriptor *d = &h->descriptors[offset >> SLAB_SHIFT];
-    if (UNLIKELY(plain_load(&d->owner) != h->fast_owner)) return 0;
-    u8 *state = h->states + (offset >> GRANULE_SHIFT);
-    if (UNLIKELY((offset & (GRANULE - 1)) || plain_load(state) != STATE_LIVE)) return 0;
-    stack *s = &h->stacks[plain_load(&d->class) & (STACKS - 1)];
+INLINE u32 free_fast(const front *f, u32 address) {
+    u32 offset = address - f->start;
+    if (UNLIKELY(offset >= f->bytes)) return 0;
+    descriptor *d = &f->descriptors[offset >> SLAB_SHIFT];
+    if (UNLIKELY(plain_load(&d->owner) != f->fast_owner)) return 0;
+    u8 *state = f->states + (offset >> GRANULE_SHIFT);
+    if (UNLIKELY((offset & (GRANULE - 1)) | (plain_load(state) ^ STATE_LIVE))) return 0;
+    stack *s = &f->stacks[plain_load(&d->class) & (STACKS - 1)];
     if (UNLIKELY(s->top == s->limit)) return 0;
     plain_store(state, STATE_FREE);
     push(s, state);
@@ -82,7 +83,7 @@ static outcome allocate_run(heap *h, u32 size) {
 
 static outcome allocate(heap *h, u32 size, u32 alignment) {
     if (size == 0) return (outcome){NULL, STATUS_OK, CLASS_UNUSED, 0};
-    if (size > h->bytes) return (outcome){NULL, STATUS_EXHAUSTED, CLASS_LARGE, 0};
+    if (size > h->front.bytes) return (outcome){NULL, STATUS_EXHAUSTED, CLASS_LARGE, 0};
     u32 class = class_for(size, alignment);
     return class == CLASS_LARGE ? allocate_run(h, size) : allocate_small(h, class);
 }
@@ -103,7 +104,7 @@ static u32 examine(const heap *h, u32 offset) {
     if (plain_load(&d->owner) == OWNER_NOBODY) return STATUS_WILD;
     if (class == CLASS_UNUSED || class >= CLASS_LARGE_BODY) return STATUS_NOT_A_BLOCK;
     if (class == CLASS_LARGE ? inside != 0 : inside % class_size(class) != 0) return STATUS_NOT_A_BLOCK;
-    if (plain_load(&h->states[offset >> GRANULE_SHIFT]) != STATE_LIVE) return STATUS_NOT_LIVE;
+    if (plain_load(&h->front.states[offset >> GRANULE_SHIFT]) != STATE_LIVE) return STATUS_NOT_LIVE;
     return STATUS_OK;
 }
 
@@ -114,7 +115,7 @@ static u32 usable(const heap *h, u32 offset) {
 }
 
 static u32 free_own(heap *h, descriptor *d, u32 offset) {
-    u8 *state = &h->states[offset >> GRANULE_SHIFT];
+    u8 *state = &h->front.states[offset >> GRANULE_SHIFT];
     u32 class = plain_load(&d->class);
     plain_store(state, STATE_FREE);
     if (class == CLASS_LARGE) {
@@ -138,7 +139,7 @@ static u32 free_foreign(heap *h, descriptor *d, u32 offset) {
      * wrote to the block to the owner, who reads the state before it reuses the block. If we die before, the block is live; if
      * after, it is freed, though without the dirty bit the owner finds it only at its next trim. */
     u8 expected = STATE_LIVE;
-    u8 *state = &h->states[offset >> GRANULE_SHIFT];
+    u8 *state = &h->front.states[offset >> GRANULE_SHIFT];
     if (!__atomic_compare_exchange_n(state, &expected, STATE_REMOTE_FREED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return STATUS_NOT_LIVE;
     u64 bit = (u64)1 << (offset / (GRANULE * LINE_GRANULES) % 64);
     /* Looks before it writes, to leave the line to the owner. Pairs with the exchange in collect_slab: a bit that is read as set
@@ -164,27 +165,27 @@ u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
     heap *h = heap_at(slot);
     if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || alignment == 0 || (alignment & (alignment - 1)))) return STATUS_BAD_ARGUMENT;
     if (LIKELY(alignment <= MINIMUM_ALIGNMENT)) {
-        u32 address = malloc_fast(h, size);
+        u32 address = malloc_fast(&h->front, size);
         if (LIKELY(address != 0)) return address;
     }
     outcome o = allocate(h, size, alignment);
-    return o.state ? commit(h, o.state) : o.status | o.class << ANSWER_CLASS_SHIFT;
+    return o.state ? commit(&h->front, o.state) : o.status | o.class << ANSWER_CLASS_SHIFT;
 }
 
 /* Frees, or returns why not. STATUS_RELEASE_DUE is success. */
 u32 EXPORT(heap_free)(u32 address, u32 slot) {
     heap *h = heap_at(slot);
     if (UNLIKELY(h == NULL)) return STATUS_BAD_ARGUMENT;
-    if (LIKELY(free_fast(h, address))) return STATUS_OK;
-    u32 offset = address - h->start;
-    return offset < h->bytes ? free_block(h, offset) : STATUS_WILD;
+    if (LIKELY(free_fast(&h->front, address))) return STATUS_OK;
+    u32 offset = address - h->front.start;
+    return offset < h->front.bytes ? free_block(h, offset) : STATUS_WILD;
 }
 
 /* The bytes that the block at an app address can hold, or 0 if no live block starts there. */
 u32 EXPORT(heap_usable_size)(u32 slot, u32 address) {
     heap *h = heap_at(slot);
-    if (h == NULL || address - h->start >= h->bytes || examine(h, address - h->start) != STATUS_OK) return 0;
-    return usable(h, address - h->start);
+    if (h == NULL || address - h->front.start >= h->front.bytes || examine(h, address - h->front.start) != STATUS_OK) return 0;
+    return usable(h, address - h->front.start);
 }
 
 /* Takes over slabs that the coordinator assigned to this process: a run if `class` is CLASS_LARGE, else single slabs. */
@@ -246,7 +247,7 @@ static u32 malloc_in(heap *h, u32 size) {
     for (u32 attempt = 0; attempt < GUEST_ATTEMPTS; attempt++) {
         outcome o = allocate(h, size, MINIMUM_ALIGNMENT);
         if (h->release_due) release_unused(h, KEPT_UNUSED);
-        if (o.state) return commit(h, o.state);
+        if (o.state) return commit(&h->front, o.state);
         if (o.status != STATUS_NEEDS_LEASE) return 0;
         lease_for_guest(h, o.class, o.slabs);
     }
@@ -262,7 +263,7 @@ static __attribute__((noinline)) u32 guest_malloc_slow(u32 size) {
 }
 
 static void guest_free_in(heap *h, u32 address) {
-    u32 offset = address - h->start, status = examine(h, offset);
+    u32 offset = address - h->front.start, status = examine(h, offset);
     if (status == STATUS_OK && (h->flags & FLAG_SCRUB)) host_scrub(address, usable(h, offset));
     if (status == STATUS_OK) status = free_block(h, offset);
     if (status == STATUS_RELEASE_DUE) {
@@ -275,7 +276,7 @@ static void guest_free_in(heap *h, u32 address) {
 static __attribute__((noinline)) void guest_free_slow(u32 address) {
     if (address == 0) return;
     for (u32 i = 0; i < chain_length; i++) {
-        if (address - chain[i]->start < chain[i]->bytes) {
+        if (address - chain[i]->front.start < chain[i]->front.bytes) {
             guest_free_in(chain[i], address);
             return;
         }
@@ -284,16 +285,13 @@ static __attribute__((noinline)) void guest_free_slow(u32 address) {
 }
 
 u32 EXPORT(shared_heap_malloc)(u32 size) {
-    heap *h = chain[0];
-    if (LIKELY(h != NULL)) {
-        u32 address = malloc_fast(h, size);
+    if (LIKELY(chain_front.stacks != NULL)) {
+        u32 address = malloc_fast(&chain_front, size);
         if (LIKELY(address != 0)) return address;
     }
     return guest_malloc_slow(size);
 }
 
 void EXPORT(shared_heap_free)(u32 address) {
-    heap *h = chain[0];
-    if (LIKELY(h != NULL) && LIKELY(free_fast(h, address))) return;
-    guest_free_slow(address);
+    if (UNLIKELY(!free_fast(&chain_front, address))) guest_free_slow(address);
 }

@@ -6,6 +6,7 @@
 
 extern PRIVATE heap *chain[MAXIMUM_SLOTS + 1]; /* ends with a null */
 extern PRIVATE u32 chain_length;
+extern PRIVATE front chain_front; /* the first heap's front, at a fixed address; zero if there is no chain */
 
 /* Asks for `slabs` slabs for a class (CLASS_LARGE: one run). Returns how many grants it left in the exchange buffer, each three
  * words: first slab, count, 1 if adopted. */

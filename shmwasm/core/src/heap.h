@@ -40,16 +40,20 @@ typedef struct {
     u32 first, count;
 } range;
 
+/* What every malloc and free reads. */
 typedef struct {
-    /* read on every malloc and free */
     u32 start;      /* app address of the heap's first byte */
     u32 bytes;      /* size of the data segment */
     u32 bias;       /* app address of a block = 16 * (address of its state byte) + bias */
     u32 fast_owner; /* the owner whose blocks the fast path of free may take; NO_OWNER where a free needs more work */
     u8 *states;
     descriptor *descriptors;
+    stack *stacks;
+} front;
+
+typedef struct {
+    front front;
     stack stacks[STACKS];
-    /* the rest */
     header *header;
     u32 slot, owner, slabs, flags;
     u32 owned;         /* slabs of this process */
@@ -82,15 +86,12 @@ void clear_states(const heap *h, u32 slab);
 
 INLINE descriptor *descriptor_at(const heap *h, u32 slab) {
     if (UNLIKELY(slab >= h->slabs)) __builtin_trap(); /* a corrupt link must not lead out of the segment */
-    return &h->descriptors[slab];
+    return &h->front.descriptors[slab];
 }
 
-INLINE u32 slab_of(const heap *h, const u8 *state) { return (u32)(state - h->states) / GRANULES_PER_SLAB; }
+INLINE u32 slab_of(const heap *h, const u8 *state) { return (u32)(state - h->front.states) / GRANULES_PER_SLAB; }
 
-INLINE u8 *first_state(const heap *h, u32 slab) { return h->states + (size_t)slab * GRANULES_PER_SLAB; }
-
-/* Wrapping arithmetic: right in WebAssembly, and natively too, since only differences of pointers survive. */
-INLINE u32 app_address(const heap *h, const u8 *state) { return (u32)((uintptr_t)state << GRANULE_SHIFT) + h->bias; }
+INLINE u8 *first_state(const heap *h, u32 slab) { return h->front.states + (size_t)slab * GRANULES_PER_SLAB; }
 
 INLINE void push(stack *s, u8 *state) {
     *s->top = state;

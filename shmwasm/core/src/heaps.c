@@ -7,6 +7,7 @@ PRIVATE heap *heaps[MAXIMUM_SLOTS];
 PRIVATE _Alignas(64) u32 exchange[EXCHANGE_SIZE / 4];
 PRIVATE heap *chain[MAXIMUM_SLOTS + 1];
 PRIVATE u32 chain_length;
+PRIVATE front chain_front;
 u8 class_of_granules[MAXIMUM_SMALL / GRANULE + 1];
 
 #ifdef __wasm__
@@ -88,8 +89,8 @@ static void forget(heap *h) {
 }
 
 static void place(heap *h, u32 start) {
-    h->start = start;
-    h->bias = start - (u32)((uintptr_t)h->states << GRANULE_SHIFT);
+    h->front.start = start;
+    h->front.bias = start - (u32)((uintptr_t)h->front.states << GRANULE_SHIFT);
 }
 
 /* Opens the heap whose metadata segment lies at `metadata` for the process `owner`; its first byte has the app address `start`. */
@@ -105,12 +106,13 @@ u32 EXPORT(heap_open)(u32 slot, uintptr_t metadata, u32 start, u32 owner) {
     h->slot = slot;
     h->header = head;
     h->slabs = head->slabs;
-    h->bytes = head->slabs * SLAB_SIZE;
+    h->front.bytes = head->slabs * SLAB_SIZE;
     h->flags = head->flags;
     h->owner = owner;
-    h->fast_owner = head->flags & FLAG_SCRUB ? NO_OWNER : owner;
-    h->descriptors = (descriptor *)(metadata + DESCRIPTORS_OFFSET);
-    h->states = (u8 *)metadata + DESCRIPTORS_OFFSET + sections(head->slabs * DESCRIPTOR_SIZE);
+    h->front.fast_owner = head->flags & FLAG_SCRUB ? NO_OWNER : owner;
+    h->front.descriptors = (descriptor *)(metadata + DESCRIPTORS_OFFSET);
+    h->front.states = (u8 *)metadata + DESCRIPTORS_OFFSET + sections(head->slabs * DESCRIPTOR_SIZE);
+    h->front.stacks = h->stacks;
     place(h, start);
     forget(h);
     h->is_open = 1;
@@ -133,6 +135,7 @@ u32 EXPORT(heap_move)(u32 slot, u32 start) {
     heap *h = heap_at(slot);
     if (h == NULL) return STATUS_BAD_ARGUMENT;
     place(h, start);
+    if (chain[0] == h) chain_front = h->front;
     return STATUS_OK;
 }
 
@@ -153,6 +156,7 @@ u32 EXPORT(chain_set)(u32 count) {
     for (u32 i = 0; i < count; i++) chain[i] = heaps[exchange[i]];
     chain[count] = NULL;
     chain_length = count;
+    chain_front = count > 0 ? chain[0]->front : (front){0};
     return STATUS_OK;
 }
 

@@ -125,7 +125,7 @@ static u32 verify_stack(const heap *h, u32 class) {
     u32 step = class_size(class) / GRANULE;
     clear_words((u64 *)exchange, EXCHANGE_SIZE / 8);
     for (u8 **entry = h->bases[class]; entry < s->top; entry++) {
-        size_t granule = (size_t)(*entry - h->states);
+        size_t granule = (size_t)(*entry - h->front.states);
         u32 slab = (u32)(granule / GRANULES_PER_SLAB), inside = granule % GRANULES_PER_SLAB;
         u32 offset = (u32)granule * GRANULE;
         if (granule >= (size_t)h->slabs * GRANULES_PER_SLAB || inside % step != 0) return broken(BROKEN_STACK_PLACE, slab, offset);
