@@ -4,7 +4,7 @@ Theory
 ------
 `wasmtime.Func.__call__` converts and checks for 20 microseconds. `wasmtime_func_call_unchecked` takes an array of 16-byte cells
 that holds the arguments and then the results; called through `ctypes.PyDLL` with arguments that were converted beforehand it
-takes 0.3. PyDLL keeps the GIL, so the core, which calls nothing back for these functions, is entered by one thread at a time. On
+takes 0.25. PyDLL keeps the GIL, so the core, which calls nothing back for these functions, is entered by one thread at a time. On
 a free-threaded interpreter a lock does that.
 
 Locking
@@ -36,34 +36,45 @@ R = TypeVar("R")
 WORDS_PER_CELL: Final = 4
 """A cell of 16 bytes, as 32-bit words; an i32 is the first of them."""
 
-Cells = tuple[memoryview, ctypes.c_void_p]
+Cells = tuple[memoryview, object]
 """Cells as 32-bit words, and their address as a prepared argument."""
 
 # The library that wasmtime loaded. No argument types are declared: the arguments are prepared, and a declaration would make
 # ctypes convert them again.
-invoke: Final = ctypes.PyDLL(bindings.dll._name).wasmtime_func_call_unchecked  # type: ignore[attr-defined]  # noqa: SLF001
-invoke.restype = ctypes.c_void_p
+_library = ctypes.PyDLL(bindings.dll._name)  # type: ignore[attr-defined]  # noqa: SLF001
+
+_call = _library["wasmtime_func_call_unchecked"]
+_call.restype = ctypes.c_void_p
+
+invoke: Final = _library["wasmtime_func_call_unchecked"]
+"""The same for the hottest callers, who learn about a failure from the result that is missing."""
+invoke.restype = None
+
+
+def pointer(value: int) -> object:
+    """Return a prepared argument: what `ctypes.byref` makes is passed as it is, where any other type is converted each time."""
+    return ctypes.byref(ctypes.c_char.from_address(value))
 
 
 def new_cells(count: int) -> Cells:
     """Return zeroed cells for a call of up to `count` arguments."""
     memory = (ctypes.c_uint32 * (WORDS_PER_CELL * count))()
-    return memoryview(memory).cast("B").cast("I"), ctypes.c_void_p(ctypes.addressof(memory))
+    return memoryview(memory).cast("B").cast("I"), ctypes.byref(memory)
 
 
 class CoreFunction:
     """One exported function of the core: 32-bit numbers in, one 32-bit number out, unsigned. Safe to call from any thread."""
 
     def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: threading.RLock) -> None:
-        arity = max(1, len(function.type(store).params))
-        self._keep_alive = (store, function)
         self._lock = lock
         self._trap = ctypes.c_void_p()
-        # What the C function takes has no public name in wasmtime-py.
-        self.context = ctypes.c_void_p(ctypes.cast(store._context(), ctypes.c_void_p).value)  # noqa: SLF001
-        self.function = ctypes.c_void_p(ctypes.addressof(function._func))  # noqa: SLF001
-        self.arity = ctypes.c_size_t(arity)
-        self.trap = ctypes.c_void_p(ctypes.addressof(self._trap))
+        self._cells = max(1, len(function.type(store).params))
+        # What the C function takes has no public name in wasmtime-py. These objects keep what they point to.
+        self._store = store
+        self.context = pointer(ctypes.cast(store._context(), ctypes.c_void_p).value or 0)  # noqa: SLF001
+        self.function = ctypes.byref(function._func)  # noqa: SLF001
+        self.arity = pointer(self._cells)  # a size_t is passed like a pointer
+        self.trap = ctypes.byref(self._trap)
 
     def __call__(self, *arguments: int) -> int:
         """Call it.
@@ -71,12 +82,12 @@ class CoreFunction:
         Raises:
             HeapCorruptError: The core trapped, which it does when it finds metadata that would lead it astray.
         """
-        words, address = new_cells(self.arity.value)
+        words, address = new_cells(self._cells)
         for index, argument in enumerate(arguments):
             words[WORDS_PER_CELL * index] = argument
         with self._lock:
             self._trap.value = None  # a hot call that trapped may have left its trap here
-            failed = invoke(self.context, self.function, address, self.arity, self.trap)
+            failed = _call(self.context, self.function, address, self.arity, self.trap)
             trap = self._trap.value
         if failed or trap:
             if trap:
