@@ -40,7 +40,8 @@ class CallChannel:
     worker: int
 
 
-Descriptor = SegmentDescriptor | MetadataDescriptor | CallChannel
+HeapDescriptor = SegmentDescriptor | MetadataDescriptor
+Descriptor = HeapDescriptor | CallChannel
 
 # ---------------------------------------------------------------- peers
 
@@ -96,7 +97,7 @@ class ForkWorker:
     worker: int
     plan: SpawnPlan
     grants: tuple[Grant, ...]
-    descriptors: tuple[Descriptor, ...]
+    descriptors: tuple[HeapDescriptor, ...]
 
 
 # ---------------------------------------------------------------- heaps
@@ -209,21 +210,5 @@ class Exit:
     """Nobody needs this coordinator any more."""
 
 
-Action = (
-    Admit
-    | Send
-    | Disconnect
-    | Forget
-    | KillWorker
-    | ForkWorker
-    | StoreHeap
-    | DropHeap
-    | FindAdopted
-    | WriteOwners
-    | ReleaseSlabs
-    | Reclaim
-    | ResetMetadata
-    | VerifyHeaps
-    | StartDeadline
-    | Exit
-)
+HeapAction = StoreHeap | DropHeap | FindAdopted | WriteOwners | ReleaseSlabs | Reclaim | ResetMetadata | VerifyHeaps
+Action = Admit | Send | Disconnect | Forget | KillWorker | ForkWorker | StartDeadline | Exit | HeapAction

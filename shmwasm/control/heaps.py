@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from shmwasm import errors
 from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, chain_starts
-from shmwasm.control.actions import Descriptor, MetadataDescriptor, SegmentDescriptor
+from shmwasm.control.actions import HeapDescriptor, MetadataDescriptor, SegmentDescriptor
 from shmwasm.control.slabs import SlabMap
 from shmwasm.protocol.messages import ChainLink, Grant, HeapDescription
 
@@ -88,13 +88,13 @@ def links(chain: list[Heap]) -> list[ChainLink]:
     return [ChainLink(heap.number, start) for heap, start in zip(chain, chain_starts([heap.size for heap in chain]), strict=True)]
 
 
-def grants(chain: list[Heap], *, read_only: bool) -> tuple[tuple[Grant, ...], tuple[Descriptor, ...]]:
+def grants(chain: list[Heap], *, read_only: bool) -> tuple[tuple[Grant, ...], tuple[HeapDescriptor, ...]]:
     """Return the grants of a whole chain, and their descriptors.
 
     A heap that nobody may write is granted for reading alone, also beside heaps that are granted for writing.
     """
     granted: list[Grant] = []
-    descriptors: list[Descriptor] = []
+    descriptors: list[HeapDescriptor] = []
     for heap, link in zip(chain, links(chain), strict=True):
         writable = not (read_only or heap.read_only)
         managed = heap.managed and writable
