@@ -1,0 +1,95 @@
+"""What a host function gets to see of the guest that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from shmwasm.errors import ArgumentError, ClosedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shmwasm.addresses import AppAddress
+
+
+class Region(NamedTuple):
+    """A part of the guest's address space: its first app address and its bytes."""
+
+    start: AppAddress
+    bytes: memoryview
+
+
+class Caller:
+    """The instance that calls a host function: its first argument, valid until the function returns.
+
+    Views stay valid longer, but what they show is then the guest's to change at any moment.
+
+    Args:
+        instance: The instance's number.
+        memory: Gives the guest's linear memory as it is now; may raise `ShmwasmError` where there is none to see.
+        heaps: Gives the heaps that the instance is attached to, in any order.
+    """
+
+    def __init__(self, instance: int, *, memory: Callable[[], memoryview], heaps: Callable[[], Sequence[Region]]) -> None:
+        self._instance = instance
+        self._memory = memory
+        self._heaps = heaps
+        self._returned = False
+
+    @property
+    def instance(self) -> int:
+        """The number of the calling instance.
+
+        Raises:
+            ClosedError: The host function has returned.
+        """
+        self._check_running()
+        return self._instance
+
+    @property
+    def memory(self) -> memoryview:
+        """The guest's linear memory, writable, no copy. After the guest grew it, ask again to see the new pages.
+
+        Raises:
+            ClosedError: The host function has returned.
+            UnsupportedError: The module exports no memory.
+        """
+        self._check_running()
+        return self._memory()
+
+    def view(self, address: int, size: int) -> memoryview:
+        """Return the `size` bytes at app address `address`, no copy: in linear memory, or in one attached heap.
+
+        The view of a heap that is attached read-only is read-only.
+
+        Args:
+            address: As the guest passed it: signed or unsigned.
+            size: Bytes.
+
+        Raises:
+            ArgumentError: The bytes lie neither all in linear memory nor all in one attached heap.
+            ClosedError: The host function has returned.
+        """
+        self._check_running()
+        if size < 0:
+            raise ArgumentError(f"a view of {size} bytes was asked for; it cannot have fewer than 0")
+        start = address & 0xFFFF_FFFF if address < 0 else address
+        for region in self._heaps():
+            offset = start - region.start
+            if offset >= 0 and offset + size <= len(region.bytes):
+                return region.bytes[offset : offset + size]
+        memory = self._memory()
+        if start + size > len(memory):
+            raise ArgumentError(f"the {size} bytes at {start:#x} lie neither in linear memory nor in one attached heap")
+        return memory[start : start + size]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._returned = True
+
+    def _check_running(self) -> None:
+        if self._returned:
+            raise ClosedError("the caller of a host function", "is valid only until that function returns")

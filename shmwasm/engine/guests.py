@@ -1,0 +1,204 @@
+"""Guests: linking a module to what it imports, making its instance, and reaching the instance's exports and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import wasmtime
+
+from shmwasm.engine.calls import ExportedFunction
+from shmwasm.engine.modules import FunctionType, ModuleDescription
+from shmwasm.engine.traps import describe
+from shmwasm.engine.wasi import grant_wasi
+from shmwasm.engine.windows import SharedLinearMemory, Window
+from shmwasm.errors import ArgumentError, InstantiationError, ModuleError, UnknownExportError, UnsupportedError
+
+if TYPE_CHECKING:
+    from shmwasm.protocol.messages import WasiOptions
+
+WASI_MODULE: Final = "wasi_snapshot_preview1"
+"""The name that WASI preview 1's functions are imported from."""
+
+ImportName = tuple[str, str]
+"""Module and name of an import."""
+
+_KINDS: Final = {
+    "i32": wasmtime.ValType.i32,
+    "i64": wasmtime.ValType.i64,
+    "f32": wasmtime.ValType.f32,
+    "f64": wasmtime.ValType.f64,
+}
+_BITS: Final = {"i32": 32, "i64": 64}
+
+
+def new_store(engine: wasmtime.Engine) -> wasmtime.Store:
+    """Return a store whose guests run until the engine's epoch grows."""
+    store = wasmtime.Store(engine)
+    store.set_epoch_deadline(1)
+    return store
+
+
+class Guest:
+    """One instance of a module.
+
+    Args:
+        number: The instance's number, for errors.
+        store: The store to make it in.
+        module: The code.
+        description: What `module` imports and exports.
+        name: The module's name, for errors.
+        natives: Functions of the same store that the module may import; called with nothing between.
+        functions: Host functions in Python: called with numbers, integers signed; they return what `converted_results` gives.
+        wasi: What WASI grants; None provides no WASI at all.
+
+    Raises:
+        ModuleError: It imports something that nobody provides.
+        InstantiationError: wasmtime refused, or the start function stopped.
+        UnsupportedError: A host function's type holds more than numbers.
+        ArgumentError: A WASI option cannot be granted.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        store: wasmtime.Store,
+        module: wasmtime.Module,
+        description: ModuleDescription,
+        *,
+        name: str,
+        natives: Mapping[ImportName, wasmtime.Func],
+        functions: Mapping[ImportName, Callable[..., Any]],
+        wasi: WasiOptions | None,
+    ) -> None:
+        _check_provided(name, description, {*natives, *functions}, wasi=wasi is not None)
+        self._number = number
+        self._store = store
+        self._functions: dict[str, ExportedFunction] = {}
+        self._known = [export for export, kind in description.exports.items() if isinstance(kind, FunctionType)]
+        linker = wasmtime.Linker(store.engine)
+        linker.allow_shadowing = True  # the user's own functions come before WASI's
+        if wasi is not None:
+            grant_wasi(store, linker, wasi)
+        for (module_name, import_name), native in natives.items():
+            linker.define(store, module_name, import_name, native)
+        for entry in description.imports:
+            function = functions.get((entry.module, entry.name))
+            if function is not None and isinstance(entry.type, FunctionType):
+                linker.define_func(entry.module, entry.name, _native_type(f"{entry.module}.{entry.name}", entry.type), function)
+        try:
+            self._exports = linker.instantiate(store, module).exports(store)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
+            raise InstantiationError(number, describe(failure).message) from None
+        memory = _memory_in(self._exports)
+        self.window: Window | None = None if memory is None else Window(store, memory)
+        """Where a chain can be attached; None if the module exports no memory."""
+
+    def function(self, export: str) -> ExportedFunction:
+        """Return an exported function, ready to be called.
+
+        Raises:
+            UnknownExportError: There is none of that name.
+            UnsupportedError: Its type holds more than numbers.
+        """
+        function = self._functions.get(export)
+        if function is None:
+            native = self._exports.get(export)
+            if not isinstance(native, wasmtime.Func):
+                raise UnknownExportError(self._number, export, self._known)
+            function = self._functions[export] = ExportedFunction(self._store, native, export)
+        return function
+
+    def exports(self, export: str) -> bool:
+        """Return whether the module exports a function of that name."""
+        return export in self._known
+
+    def memory(self) -> memoryview:
+        """Return the linear memory as it is now: writable, no copy.
+
+        Raises:
+            UnsupportedError: The module exports no memory.
+        """
+        window = self._exported_memory()
+        return memoryview((ctypes.c_char * window.memory_size).from_address(window.base)).cast("B")
+
+    def share_memory(self) -> SharedLinearMemory:
+        """Let other processes map the linear memory (see `Window.share_memory`).
+
+        Raises:
+            UnsupportedError: The module exports no memory, or the kernel has no room. Then the guest must not run again.
+        """
+        return self._exported_memory().share_memory()
+
+    def resume_from_interruption(self) -> None:
+        """Let the guest run again after the epoch grew."""
+        self._store.set_epoch_deadline(1)
+
+    def _exported_memory(self) -> Window:
+        if self.window is None:
+            raise UnsupportedError("a view of this instance's memory", "its module exports no memory")
+        return self.window
+
+
+def converted_results(kinds: Sequence[str], returned: object) -> Any:
+    """Return what a host function returned, as wasmtime takes it.
+
+    Args:
+        kinds: The types that the guest expects.
+        returned: None, one value, or a sequence of as many values as there are types. Integers may be signed or unsigned, or
+            anything with `__index__`.
+
+    Raises:
+        ArgumentError: It is something else, or does not fit.
+    """
+    if not kinds:
+        if returned is not None:
+            raise ArgumentError(f"the host function returned {returned!r}, and the guest expects nothing")
+        return None
+    if len(kinds) == 1:
+        return _converted_result(kinds[0], returned)
+    if not isinstance(returned, Sequence) or len(returned) != len(kinds):
+        raise ArgumentError(f"the host function returned {returned!r}, and the guest expects {len(kinds)} values")
+    return list(map(_converted_result, kinds, returned))
+
+
+def _converted_result(kind: str, value: Any) -> int | float:
+    bits = _BITS.get(kind)
+    try:
+        if bits is None:
+            return float(value)
+        number = operator.index(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentError(f"the host function returned {value!r}, and the guest expects a value of type {kind}") from None
+    if not -(1 << (bits - 1)) <= number < 1 << bits:
+        raise ArgumentError(f"the host function returned {number}, which does not fit into {bits} bits")
+    return number
+
+
+def _check_provided(name: str, description: ModuleDescription, provided: set[ImportName], *, wasi: bool) -> None:
+    for entry in description.imports:
+        label = f"{entry.module}.{entry.name}"
+        if not isinstance(entry.type, FunctionType):
+            raise ModuleError(name, f"it imports {label}, which is no function, and only functions can be provided")
+        if (entry.module, entry.name) in provided or (wasi and entry.module == WASI_MODULE):
+            continue
+        if entry.module == WASI_MODULE:
+            raise ModuleError(name, f"it imports {label}, and WASI was not granted")
+        raise ModuleError(name, f"it imports {label}, which nobody provides")
+
+
+def _native_type(label: str, kind: FunctionType) -> wasmtime.FuncType:
+    for value in (*kind.parameters, *kind.results):
+        if value not in _KINDS:
+            raise UnsupportedError(
+                f"the host function {label}", f"a value of type {value} cannot be passed; pass an address instead"
+            )
+    return wasmtime.FuncType([_KINDS[value]() for value in kind.parameters], [_KINDS[value]() for value in kind.results])
+
+
+def _memory_in(exports: Mapping[Any, Any]) -> wasmtime.Memory | wasmtime.SharedMemory | None:
+    """Return the exported memory: the one called "memory", or else the first."""
+    memories = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Memory | wasmtime.SharedMemory)}
+    return memories.get("memory") or next(iter(memories.values()), None)

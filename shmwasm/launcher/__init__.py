@@ -1,0 +1,1 @@
+"""The launcher program: a warm, single-threaded interpreter that forks workers."""

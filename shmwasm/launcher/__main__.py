@@ -1,0 +1,39 @@
+"""`python -m shmwasm.launcher`: started by the coordinator, and of no use without it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+
+from shmwasm.engine.config import new_engine
+from shmwasm.engine.guests import new_store
+from shmwasm.engine.modules import deserialize
+from shmwasm.engine.selftest import check_mapping
+from shmwasm.errors import UnsupportedError
+from shmwasm.launcher.launcher import Launcher
+from shmwasm.posix.channels import Channel
+from shmwasm.worker.attachment import Attachment
+
+
+def main() -> None:
+    """Run the launcher until its coordinator is gone."""
+    parser = argparse.ArgumentParser(prog="shmwasm.launcher", description="Forks workers for a coordinator.")
+    parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the channel to the coordinator")
+    parser.add_argument("--core-fd", type=int, required=True, help="descriptor of the compiled core")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    engine = new_engine(parallel_compilation=False)
+    problem = None
+    try:
+        check_mapping(engine)
+    except UnsupportedError as error:
+        problem = str(error)
+    store = new_store(engine)
+    attachment = Attachment(store, deserialize(engine, options.core_fd))
+    os.close(options.core_fd)
+    Launcher(Channel.from_descriptor(options.socket_fd), store, attachment, problem=problem).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The modules that the launcher keeps ready to fork with."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shmwasm.engine.modules import ModuleDescription, describe, deserialize
+
+if TYPE_CHECKING:
+    import wasmtime
+
+CAPACITY: Final = 16
+"""How many modules are kept; the one that was used the longest time ago goes first."""
+
+
+class ReadyModule(NamedTuple):
+    """A module that an instance can be made of at once, and what it imports and exports."""
+
+    code: wasmtime.Module
+    description: ModuleDescription
+
+
+class ModuleCache:
+    """Deserialized modules by key."""
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._engine = engine
+        self._modules: OrderedDict[str, ReadyModule] = OrderedDict()
+
+    def load(self, key: str, artifact: int) -> ReadyModule:
+        """Return the module `key`, made from the descriptor `artifact` unless it is here already.
+
+        Raises:
+            ModuleError: The artifact is none of this engine's.
+        """
+        module = self._modules.get(key)
+        if module is None:
+            code = deserialize(self._engine, artifact)
+            module = self._modules[key] = ReadyModule(code, describe(code))
+            if len(self._modules) > CAPACITY:
+                self._modules.popitem(last=False)
+        self._modules.move_to_end(key)
+        return module

@@ -1,0 +1,180 @@
+"""The chain that is mapped into the worker's instance, and the core's way to ask for slabs of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from shmwasm.addresses import AppAddress
+from shmwasm.core.allocator import Core
+from shmwasm.engine.callers import Region
+from shmwasm.engine.windows import Grant
+from shmwasm.errors import AttachError, InvalidFreeError
+from shmwasm.posix.mappings import Mapping, map_anywhere
+from shmwasm.protocol import messages
+
+if TYPE_CHECKING:
+    import wasmtime
+
+    from shmwasm.core.allocator import HeapSlot
+    from shmwasm.engine.windows import Window
+    from shmwasm.worker.links import ControlLink
+
+
+@dataclass
+class _MappedHeap:
+    """A granted heap. `segment` is a descriptor of its own; `slot` is the core's view of it, if it is managed."""
+
+    grant: messages.Grant
+    segment: int
+    slot: HeapSlot | None = None
+    mapping: Mapping | None = field(default=None)
+
+    def region(self) -> Region:
+        """Return the heap for host functions: a mapping apart from the window, so that a view outlives a detach without harm."""
+        if self.mapping is None:
+            self.mapping = map_anywhere(self.segment, self.grant.size, writable=self.grant.writable)
+        return Region(AppAddress(self.grant.start), self.mapping.view)
+
+
+class Attachment:
+    """What the instance is attached to. It is the hooks of the worker's core, too.
+
+    It is made by the launcher, as making a core takes longer than all the rest of a worker's start; a fork copies it with its
+    store.
+
+    Args:
+        store: The store of the instance to come, with no limit on its memories yet.
+        core: The compiled core.
+    """
+
+    def __init__(self, store: wasmtime.Store, core: wasmtime.Module) -> None:
+        self._core = Core(store, core, owner=messages.NOBODY, hooks=self)
+        self._control: ControlLink | None = None
+        self._window: Window | None = None
+        self._heaps: list[_MappedHeap] = []
+        self.guest_functions = self._core.guest_functions
+
+    def belong_to(self, owner: int, control: ControlLink) -> None:
+        """Lease slabs for the worker `owner` through `control` from now on."""
+        self._core.owner = owner
+        self._control = control
+
+    def use(self, window: Window | None) -> None:
+        """Map chains into `window` from now on; None if the instance has no memory to map them into."""
+        self._window = window
+
+    def attach(self, grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> None:
+        """Map a chain and let the guest allocate from its managed heaps. The descriptors are taken over.
+
+        Raises:
+            AttachError: The instance cannot be attached to this chain. Nothing changed.
+            UnsupportedError: The kernel or the core has no room. Nothing is attached.
+        """
+        with ExitStack() as rest:
+            for descriptor in descriptors:
+                rest.callback(os.close, descriptor)
+            self._check(grants)
+            assert self._window is not None
+            segments, metadata = _sorted_out(grants, descriptors)
+            self._window.attach([_native(grant, segment) for grant, segment in zip(grants, segments, strict=True)])
+            try:
+                for grant, segment, managed in zip(grants, segments, metadata, strict=True):
+                    slot = None
+                    if managed is not None:
+                        slot = self._core.open_heap(managed, grant.metadata_size, start=AppAddress(grant.start), name=grant.name)
+                    self._heaps.append(_MappedHeap(grant, os.dup(segment), slot))
+            except BaseException:
+                self.detach()
+                raise
+            self._core.set_chain([heap.slot for heap in self._heaps if heap.slot is not None])
+
+    def detach(self) -> None:
+        """Give back the slabs in which nothing lives, and unmap the chain, if there is one."""
+        self._core.set_chain([])
+        for heap in self._heaps:
+            if heap.slot is not None:
+                self._trim(heap.slot, heap.grant.heap)
+                heap.slot.close()
+            if heap.mapping is not None:
+                heap.mapping.close()
+            os.close(heap.segment)
+        self._heaps.clear()
+        if self._window is not None:
+            self._window.detach()
+
+    def recall(self, number: int) -> None:
+        """Give back the slabs of the heap `number` in which nothing lives."""
+        for heap in self._heaps:
+            if heap.grant.heap == number and heap.slot is not None:
+                self._trim(heap.slot, number)
+
+    def regions(self) -> list[Region]:
+        """Return the heaps as host functions see them."""
+        return [heap.region() for heap in self._heaps]
+
+    # ------------------------------------------------------------ the core's hooks
+
+    def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
+        """Lease slabs from the coordinator (see `CoreHooks`)."""
+        assert self._control is not None
+        return self._control.lease(self._number(slot), size_class, slabs)
+
+    def release(self, slot: HeapSlot, ranges: list[messages.SlabRange]) -> None:
+        """Give slabs back to the coordinator (see `CoreHooks`)."""
+        self._give_back(self._number(slot), ranges)
+
+    def refuse(self, address: AppAddress, reason: str) -> NoReturn:
+        """End the guest's call, which freed what is no live block (see `CoreHooks`)."""
+        inside = (heap for heap in self._heaps if heap.grant.start <= address < heap.grant.start + heap.grant.size)
+        heap = next(inside, None)
+        raise InvalidFreeError(heap.grant.name if heap else "", address, reason)
+
+    def scrub(self, address: AppAddress, size: int) -> None:
+        """Clear a block that the guest frees, through the guest's own mapping (see `CoreHooks`)."""
+        assert self._window is not None
+        ctypes.memset(self._window.base + address, 0, size)
+
+    # ------------------------------------------------------------
+
+    def _check(self, grants: Sequence[messages.Grant]) -> None:
+        if self._window is None:
+            raise AttachError(grants[0].name if grants else "", "the instance's module exports no memory to map it into")
+
+    def _number(self, slot: HeapSlot) -> int:
+        return next(heap.grant.heap for heap in self._heaps if heap.slot is slot)
+
+    def _trim(self, slot: HeapSlot, number: int) -> None:
+        ranges = slot.trim()
+        if ranges:
+            self._give_back(number, ranges)
+
+    def _give_back(self, number: int, ranges: list[messages.SlabRange]) -> None:
+        assert self._control is not None
+        self._control.send(messages.Release(heap=number, ranges=ranges))
+
+
+def _sorted_out(grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> tuple[list[int], list[int | None]]:
+    """Return each grant's segment, and each grant's metadata segment if it is managed."""
+    rest = iter(descriptors)
+    segments: list[int] = []
+    metadata: list[int | None] = []
+    for grant in grants:
+        segments.append(next(rest))
+        metadata.append(next(rest) if grant.managed else None)
+    return segments, metadata
+
+
+def _native(grant: messages.Grant, segment: int) -> Grant:
+    return Grant(
+        heap=grant.name,
+        start=AppAddress(grant.start),
+        size=grant.size,
+        descriptor=segment,
+        writable=grant.writable,
+        prefault=grant.prefault,
+    )

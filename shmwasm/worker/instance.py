@@ -1,0 +1,190 @@
+"""The worker's one instance: made from a plan, called, attached, looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shmwasm.addresses import WINDOW_END
+from shmwasm.engine.callers import Caller
+from shmwasm.engine.guests import Guest
+from shmwasm.engine.traps import GuestTrapError
+from shmwasm.engine.windows import check_memories, reserve
+from shmwasm.errors import (
+    CallTimeoutError,
+    HostFunctionError,
+    InstantiationError,
+    InvalidFreeError,
+    ShmwasmError,
+    UnsupportedError,
+    WorkerTrapError,
+    to_wire,
+)
+from shmwasm.protocol import messages
+from shmwasm.worker.hosting import HostFunctions
+from shmwasm.worker.links import ClientLink, leave
+from shmwasm.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import wasmtime
+
+    from shmwasm.engine.modules import ModuleDescription
+    from shmwasm.posix.channels import Channel
+    from shmwasm.worker.attachment import Attachment
+    from shmwasm.worker.links import ControlLink
+
+INVALID_FREE: Final = "invalid_free"
+"""The code of a trap because the guest freed what is no live block."""
+
+_INITIALIZE: Final = "_initialize"
+"""What a WASI reactor wants to be called before all else."""
+
+
+class Ground(NamedTuple):
+    """What an instance is made from, all of it there before the fork; `attachment` lives in `store`."""
+
+    store: wasmtime.Store
+    attachment: Attachment
+    code: wasmtime.Module
+    description: ModuleDescription
+
+
+class Instance:
+    """An instance with the core beside it in one store.
+
+    Args:
+        message: What was asked for.
+        ground: What was there before the fork.
+        granted: The descriptors of the message's grants, which are taken over.
+        control: To the coordinator.
+        calls: To the client.
+
+    Raises:
+        ShmwasmError: The instance cannot be made.
+    """
+
+    def __init__(
+        self,
+        message: messages.Fork,
+        ground: Ground,
+        *,
+        granted: Sequence[int],
+        control: ControlLink,
+        calls: Channel,
+    ) -> None:
+        plan = message.plan
+        self.number = message.worker
+        self.client = ClientLink(calls, self.share_memory)
+        self._memory_was_sent = False
+        self._watchdog = Watchdog(ground.store.engine.increment_epoch)
+        self._host = HostFunctions(self.number, self.client, self._new_caller)
+        self._enter(plan.working_directory)
+        functions = self._host.load(plan, ground.description)
+        self.attachment = ground.attachment
+        self.attachment.belong_to(self.number, control)
+        start = min((grant.start for grant in message.grants), default=WINDOW_END)
+        if message.grants:
+            check_memories(ground.description.memories, start, heap=message.grants[0].name)
+        reserve(ground.store, start)
+        malloc, free = ground.attachment.guest_functions
+        self._guest: Guest | None = None  # host functions that the start function calls look for it
+        self._guest = Guest(
+            self.number,
+            ground.store,
+            ground.code,
+            ground.description,
+            name=plan.module_name,
+            natives={("env", "shared_heap_malloc"): malloc, ("env", "shared_heap_free"): free},
+            functions=functions,
+            wasi=plan.wasi,
+        )
+        self.attachment.use(self._guest.window)
+        if message.grants:
+            self.attachment.attach(message.grants, granted)
+        self._initialize()
+
+    def call(self, call: messages.Call) -> messages.CallReply:
+        """Run a call to its end, and return what to answer."""
+        self._host.request = call.request
+        try:
+            return messages.Return(request=call.request, results=list(self._run(call)))
+        except ShmwasmError as error:
+            code, facts = to_wire(error)
+            return messages.Raised(request=call.request, code=code, facts=facts)
+        finally:
+            self._host.request = None
+
+    def share_memory(self, request: messages.ShareMemory) -> tuple[messages.CallReply, Sequence[int]]:
+        """Return the answer to a client that wants to see the linear memory, and the descriptors that travel with it."""
+        try:
+            shared = self._running_guest().share_memory()
+        except ShmwasmError as error:
+            code, facts = to_wire(error)
+            answer = messages.Raised(request=request.request, code=code, facts=facts)
+            if self._running_guest().window is not None:
+                self.client.send(answer)
+                leave(os.EX_OSERR)  # half of the memory may have moved: the guest must not run on it
+            return answer, ()
+        descriptors = () if self._memory_was_sent else (shared.descriptor,)
+        self._memory_was_sent = True
+        return messages.MemoryShared(request=request.request, size=shared.size, capacity=shared.capacity), descriptors
+
+    def _run(self, call: messages.Call) -> Sequence[int | float]:
+        guest = self._running_guest()
+        function = guest.function(call.export)
+        limited = call.timeout > 0
+        late = False
+        if limited:
+            self._watchdog.arm(call.timeout)
+        try:
+            return function.call(call.arguments)
+        except GuestTrapError as error:
+            stopped = error
+        finally:
+            if limited:
+                late = self._watchdog.disarm()
+                if late:
+                    guest.resume_from_interruption()
+        if stopped.description.exit_code == 0 and not function.type.results:
+            return ()
+        raise self._error(call, stopped, late=late) from None
+
+    def _error(self, call: messages.Call, stopped: GuestTrapError, *, late: bool) -> ShmwasmError:
+        """Return what the caller is told of a guest that stopped."""
+        trap = stopped.description
+        match stopped.__cause__:
+            case HostFunctionError() as raised:
+                return replace(raised, instance=self.number, export=call.export, backtrace=trap.backtrace)
+            case InvalidFreeError() as refused:
+                return WorkerTrapError(self.number, call.export, str(refused), INVALID_FREE, trap.backtrace)
+            case ShmwasmError() as failure:
+                return failure
+            case _ if late and trap.interrupted:
+                return CallTimeoutError(self.number, call.export, call.timeout)
+            case _:
+                return trap.to_error(self.number, call.export)
+
+    def _initialize(self) -> None:
+        guest = self._running_guest()
+        if guest.exports(_INITIALIZE):
+            try:
+                guest.function(_INITIALIZE).call(())
+            except GuestTrapError as stopped:
+                raise InstantiationError(self.number, f"its {_INITIALIZE} stopped: {stopped}") from None
+
+    def _enter(self, directory: str) -> None:
+        if directory:
+            try:
+                os.chdir(directory)
+            except OSError as failure:
+                raise InstantiationError(self.number, f"the client's working directory cannot be entered: {failure}") from None
+
+    def _new_caller(self) -> Caller:
+        return Caller(self.number, memory=lambda: self._running_guest().memory(), heaps=self.attachment.regions)
+
+    def _running_guest(self) -> Guest:
+        if self._guest is None:
+            raise UnsupportedError("using an instance from its start function", "it does not exist yet")
+        return self._guest

@@ -1,0 +1,167 @@
+"""A stand-in that plays the coordinator and the client for a real launcher and its real workers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmwasm.core
+from shmwasm import errors
+from shmwasm.engine.modules import CompiledModule, compile_module
+from shmwasm.posix.channels import Channel
+from shmwasm.posix.programs import start_program
+from shmwasm.protocol import codec, messages
+
+PATIENCE = 30.0
+
+
+class WorkerHandle:
+    """A forked worker, as its coordinator and its client see it."""
+
+    def __init__(self, number: int, control: Channel, calls: Channel) -> None:
+        self.number = number
+        self.control = control
+        self.calls = calls
+        self.pid = 0
+        self.pidfd = -1
+        self._requests = itertools.count(1)
+
+    def hear(self) -> Any:
+        """Return what the worker says to its coordinator next; None at the end."""
+        packet = self.control.receive(timeout=PATIENCE)
+        return packet and codec.worker_messages.decode(packet[0])
+
+    def tell(self, message: messages.CoordinatorToWorker, descriptors: Sequence[int] = ()) -> None:
+        """Say something as the coordinator."""
+        self.control.send(codec.encode(message), descriptors)
+
+    def ask(self, message: messages.CallMessage) -> None:
+        """Say something as the client."""
+        self.calls.send(codec.encode(message))
+
+    def answer(self) -> Any:
+        """Return what the worker says to its client next; None at the end."""
+        return self.answer_with_descriptors()[0]
+
+    def answer_with_descriptors(self) -> tuple[Any, list[int]]:
+        """Return what the worker says to its client next, and the descriptors that came with it."""
+        packet = self.calls.receive(timeout=PATIENCE)
+        return (codec.call_replies.decode(packet[0]), packet[1]) if packet else (None, [])
+
+    def start_call(self, export: str, *arguments: float, timeout: float = 0.0) -> int:
+        """Start a call; return its number."""
+        request = next(self._requests)
+        self.ask(messages.Call(request=request, export=export, arguments=list(arguments), timeout=timeout))
+        return request
+
+    def end_call(self, request: int) -> list[int | float]:
+        """Return the results of a call, or raise what it raised."""
+        reply = self.answer()
+        assert reply is not None, "the worker is gone"
+        assert reply.request == request
+        if isinstance(reply, messages.Raised):
+            raise errors.from_wire(reply.code, reply.facts)
+        assert isinstance(reply, messages.Return)
+        return reply.results
+
+    def call(self, export: str, *arguments: float, timeout: float = 0.0) -> list[int | float]:
+        """Call, and return the results, or raise what it raised."""
+        return self.end_call(self.start_call(export, *arguments, timeout=timeout))
+
+    def close(self) -> None:
+        """Close both channels."""
+        self.control.close()
+        self.calls.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
+
+class LauncherHandle:
+    """A launcher, and the workers that it was asked for."""
+
+    def __init__(self, core: CompiledModule) -> None:
+        self.channel, theirs = Channel.pair()
+        with theirs:
+            arguments = ["--socket-fd", str(theirs.fileno()), "--core-fd", str(core.descriptor)]
+            self.process = start_program("shmwasm.launcher", arguments, [theirs.fileno(), core.descriptor])
+        self.workers: list[WorkerHandle] = []
+        self._numbers = itertools.count(2)
+        self._modules: list[CompiledModule] = []
+
+    def hear(self) -> Any:
+        """Return what the launcher says next, having kept the pidfd of a `Forked`."""
+        packet = self.channel.receive(timeout=PATIENCE)
+        assert packet is not None, "the launcher is gone"
+        message = codec.launcher_messages.decode(packet[0])
+        if isinstance(message, messages.Forked):
+            worker = next(worker for worker in self.workers if worker.number == message.worker)
+            worker.pid, worker.pidfd = message.pid, packet[1][0]
+        return message
+
+    def compile(self, text: str) -> CompiledModule:
+        """Return a compiled module, closed with this handle."""
+        self._modules.append(compile_module(text))
+        return self._modules[-1]
+
+    def start_fork(
+        self,
+        module: CompiledModule,
+        *,
+        grants: Sequence[messages.Grant] = (),
+        descriptors: Sequence[int] = (),
+        **plan: Any,
+    ) -> WorkerHandle:
+        """Ask for a worker."""
+        control, their_control = Channel.pair()
+        calls, their_calls = Channel.pair()
+        worker = WorkerHandle(next(self._numbers), control, calls)
+        self.workers.append(worker)
+        spawn_plan = messages.SpawnPlan(module_key=module.key, module_name=module.name, **plan)
+        with their_control, their_calls:
+            self.channel.send(
+                codec.encode(messages.Fork(worker=worker.number, plan=spawn_plan, grants=list(grants))),
+                [module.descriptor, their_control.fileno(), their_calls.fileno(), *descriptors],
+            )
+        return worker
+
+    def fork(self, module: CompiledModule | str, **options: Any) -> WorkerHandle:
+        """Ask for a worker, and wait until its instance is ready; raise why it could not be made."""
+        worker = self.start_fork(self.compile(module) if isinstance(module, str) else module, **options)
+        assert isinstance(self.hear(), messages.Forked)
+        message = worker.hear()
+        if isinstance(message, messages.StartFailed):
+            assert isinstance(self.hear(), messages.Exited)
+            raise errors.from_wire(message.code, message.facts)
+        assert message == messages.Ready()
+        return worker
+
+    def close(self) -> None:
+        """Go as a coordinator goes, and wait for the launcher to end."""
+        self.channel.close()
+        try:
+            assert self.process.wait(PATIENCE) == 0
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for worker in self.workers:
+                worker.close()
+            for module in self._modules:
+                module.close()
+
+
+@pytest.fixture(scope="session")
+def compiled_core() -> Iterator[CompiledModule]:
+    with compile_module(Path(shmwasm.core.__file__).with_name("core.wasm")) as module:
+        yield module
+
+
+@pytest.fixture
+def launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
+    handle = LauncherHandle(compiled_core)
+    yield handle
+    handle.close()
