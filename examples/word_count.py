@@ -45,7 +45,7 @@ def main() -> int:
 
     expected = path.read_bytes().split()
     same = words == len(expected) and letters == sum(map(len, expected))
-    print(f"{path}: {words} words of {letters} bytes: {'as' if same else 'NOT as'} Python counts them")
+    print(f"{path}: {words} words, {letters} letters: {'as' if same else 'NOT as'} Python counts them")
     return 0 if same else 1
 
 

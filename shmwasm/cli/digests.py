@@ -2,12 +2,13 @@
 
 Theory
 ------
-A file is read straight into a block of the heap (`readinto` its view); what goes to an instance is the block's address. Files
-travel in batches, because a call costs more than a small file's digest, and because the guest digests four messages at once.
+Files travel in batches, because a call costs more than a small file's digest, and because the guest digests four messages at
+once. A batch is one block of the heap: a table of jobs, then the files, each read straight to its place (`readv` into the block's
+view). What goes to an instance is the block's address and the number of jobs.
 
-The heap is the only buffer. When it has no room, the batch at hand is sent on its way, and the next one waits for a result and
-the blocks that it frees: reading never runs ahead of digesting by more than the heap. A file that does not fit even into the
-empty heap is not read at all: it is mapped as a preallocated, read-only heap of its own.
+The heap is the only buffer. When it has no room for the next batch, that waits for a result and the block that it frees: reading
+never runs ahead of digesting by more than the heap. A file that does not fit even into the empty heap is not read at all: it is
+mapped as a preallocated, read-only heap of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ GUEST = Path(__file__).parent.parent / "guests" / "sha256.wasm"
 
 BATCH_FILES = 256
 BATCH_BYTES = 1 << 20
+"""A batch's block, unless its only file needs more or the heap is small."""
+
+BATCHES_OF_A_HEAP = 16
 
 _JOB = struct.Struct("<II32s")  # struct job of sha256.c: address, length, digest
+_TABLE_SIZE = _JOB.size * BATCH_FILES
 _DIGEST_SIZE = 32
 _ARGUMENT_SIZE = 8  # a number in a call
 
 Progress = Callable[[int], None]
-"""Is told how many more bytes are done."""
+"""Told how many more bytes are done."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +80,32 @@ class Tally:
                 self.argument_bytes += _ARGUMENT_SIZE
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Placed:
     path: Path
     modified_ns: int
     length: int
-    block: Block | None  # None: an empty file
 
 
 @dataclass
 class _Batch:
-    table: Block
+    block: Block
     files: list[_Placed] = field(default_factory=list)
+    filled: int = _TABLE_SIZE
 
-    @property
-    def length(self) -> int:
-        return sum(file.length for file in self.files)
+    def has_room(self, size: int) -> bool:
+        return len(self.files) < BATCH_FILES and self.filled + size <= self.block.size
+
+    def place(self, path: Path, file: BinaryIO, status: os.stat_result) -> None:
+        """Read the file into the block, as much of it as there was when its status was taken."""
+        length = _read_into(file, self.block.view[self.filled : self.filled + status.st_size])
+        _JOB.pack_into(self.block.view, len(self.files) * _JOB.size, self.block.address + self.filled, length, b"")
+        self.files.append(_Placed(path, status.st_mtime_ns, length))
+        self.filled += length
+
+    def results(self) -> Iterator[Digested]:
+        for file, job in zip(self.files, _JOB.iter_unpack(self.block.view[: len(self.files) * _JOB.size]), strict=True):
+            yield Digested(file.path, file.length, file.modified_ns, job[2])
 
 
 def find_files(root: Path, *, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -130,72 +145,50 @@ class Feeder:
                 self.tally.skipped.append((path, error.strerror or str(error)))
         self._send()
         while self._running:
-            self._collect(FIRST_COMPLETED)
-        if self._batch is not None:
-            self._batch.table.free()
+            self._collect(wait_for_one=True)
 
     def _add(self, path: Path, file: BinaryIO) -> None:
         status = os.fstat(file.fileno())
-        room = self._make_room(status.st_size)
-        if room is None:
+        batch = self._batch_for(status.st_size)
+        if batch is None:
             self._digest_mapped(path, status)
-            return
-        batch, block = room
-        length = _read_into(file, block) if block is not None else 0
-        batch.files.append(_Placed(path, status.st_mtime_ns, length, block))
-        if len(batch.files) == BATCH_FILES or batch.length >= BATCH_BYTES:
-            self._send()
-            self._collect(None)
+        else:
+            batch.place(path, file, status)
 
-    def _make_room(self, size: int) -> tuple[_Batch, Block | None] | None:
-        """Return the batch at hand and a block for its next file, once there is room; None if the empty heap has none."""
+    def _batch_for(self, size: int) -> _Batch | None:
+        """Return a batch with room for a file, once there is one; None if even the empty heap has no room for it."""
+        if self._batch is not None and self._batch.has_room(size):
+            return self._batch
+        self._send()
+        self._collect(wait_for_one=False)
+        usual = min(BATCH_BYTES, self._heap.size // BATCHES_OF_A_HEAP)
         while True:
-            batch = self._open_batch()
             try:
-                return batch, self._heap.malloc(size) if size else None
-            except HeapExhaustedError:
-                if batch.files:
-                    self._send()
-                elif self._running:
-                    self._collect(FIRST_COMPLETED)
-                else:
-                    return None
-
-    def _open_batch(self) -> _Batch:
-        while self._batch is None:
-            try:
-                self._batch = _Batch(self._heap.malloc(_JOB.size * BATCH_FILES))
+                self._batch = _Batch(self._heap.malloc(max(usual, _TABLE_SIZE + size)))
             except HeapExhaustedError:
                 if not self._running:
-                    raise
-                self._collect(FIRST_COMPLETED)
-        return self._batch
+                    return None
+                self._collect(wait_for_one=True)
+            else:
+                return self._batch
 
     def _send(self) -> None:
-        """Send the batch at hand to the pool, if there is anything in it."""
-        batch = self._batch
-        if batch is None or not batch.files:
-            return
-        self._batch = None
-        for index, file in enumerate(batch.files):
-            _JOB.pack_into(batch.table.view, index * _JOB.size, file.block.address if file.block else 0, file.length, b"")
-        arguments = (batch.table, len(batch.files))
-        self.tally.count_call(arguments)
-        self._running[self._pool.submit("digest_many", *arguments)] = batch
+        """Send the batch at hand to the pool, if there is one."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            arguments = (batch.block, len(batch.files))
+            self.tally.count_call(arguments)
+            self._running[self._pool.submit("digest_many", *arguments)] = batch
 
-    def _collect(self, until: str | None) -> None:
-        """Take the results that are there; wait for one with `until=FIRST_COMPLETED`."""
-        done, _ = wait(self._running, timeout=0 if until is None else None, return_when=FIRST_COMPLETED)
+    def _collect(self, *, wait_for_one: bool) -> None:
+        """Take the results that are there, and free their batches' blocks."""
+        done, _ = wait(self._running, timeout=None if wait_for_one else 0, return_when=FIRST_COMPLETED)
         for future in done:
             batch = self._running.pop(future)
             future.result()
-            for index, file in enumerate(batch.files):
-                digest = _JOB.unpack_from(batch.table.view, index * _JOB.size)[2]
-                self.tally.digested.append(Digested(file.path, file.length, file.modified_ns, digest))
-                if file.block is not None:
-                    file.block.free()
-            batch.table.free()
-            self._progress(batch.length)
+            self.tally.digested.extend(batch.results())
+            self._progress(batch.filled - _TABLE_SIZE)
+            batch.block.free()
 
     def _digest_mapped(self, path: Path, status: os.stat_result) -> None:
         runtime = self._runtime
@@ -218,11 +211,11 @@ class Feeder:
         self._progress(status.st_size)
 
 
-def _read_into(file: BinaryIO, block: Block) -> int:
-    """Read as much of the file as the block has room for; return how much that was."""
+def _read_into(file: BinaryIO, view: memoryview) -> int:
+    """Read as much of the file as the view has room for; return how much that was."""
     filled = 0
-    while filled < len(block):
-        count = os.readv(file.fileno(), [block.view[filled : len(block)]])
+    while filled < len(view):
+        count = os.readv(file.fileno(), [view[filled:]])
         if count == 0:
             break
         filled += count

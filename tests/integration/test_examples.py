@@ -47,4 +47,4 @@ def test_words_are_counted_wherever_the_parts_are_cut(tmp_path, text):
     path.write_bytes(text)
     done = run("word_count.py", str(path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{len(text.split())} words of {len(text)} bytes" in done.stdout
+    assert f": {len(text.split())} words, {sum(map(len, text.split()))} letters: as" in done.stdout
