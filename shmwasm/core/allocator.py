@@ -235,7 +235,7 @@ class HeapSlot:
 
     def __init__(self, core: Core, number: int, *, window: int, start: AppAddress, name: str) -> None:
         self._core = core
-        self._is_open = True
+        self._closed: str | None = None
         self.number = number
         self.window = window
         self.name = name
@@ -289,7 +289,7 @@ class HeapSlot:
         Raises:
             ArgumentError: Guests of this core allocate from it.
         """
-        if not self._is_open:
+        if self._closed is not None:
             return
         if self._call("heap_close") != layout.STATUS_OK:
             raise ArgumentError(f"shared heap {self.name!r} cannot be closed while guests allocate from it")
@@ -302,7 +302,7 @@ class HeapSlot:
         def refuse(*_arguments: object, **_options: object) -> int:
             raise ClosedError(f"shared heap {self.name!r}", reason)
 
-        self._is_open = False
+        self._closed = reason
         self.malloc = refuse
         self.free = refuse  # type: ignore[assignment]
 
@@ -320,8 +320,8 @@ class HeapSlot:
                 )
 
     def _call(self, name: str, *arguments: int) -> int:
-        if not self._is_open:
-            raise ClosedError(f"shared heap {self.name!r}")
+        if self._closed is not None:
+            raise ClosedError(f"shared heap {self.name!r}", self._closed)
         return self._core.call(name, self.number, *arguments)
 
     def _malloc_slowly(self, size: int, alignment: int) -> int:

@@ -55,19 +55,34 @@ static u32 class_for(u32 size, u32 alignment) {
     return class;
 }
 
-/* Asks for a lease, unless one no larger was refused and no slab of the heap became free since.
- * The generation is read before the host asks: slabs that become free meanwhile make the next malloc ask again. */
+/* True if a lease no larger was refused, and no slab of the heap became free since. */
+static u32 is_refused(const heap *h, u32 slabs) {
+    u32 generation = __atomic_load_n(&h->header->generation, __ATOMIC_SEQ_CST); /* pairs with slab_release */
+    return generation == h->refused_generation && slabs >= h->refused_slabs;
+}
+
+/* True if a trim may make slabs unused since the last one. A trim empties all stacks, so a block that this process freed since is in
+ * one. Blocks that others freed leave no such trace: for them it says yes often enough that failing costs O(SWEEP_SLABS) a call. */
+static u32 is_trim_hopeful(heap *h) {
+    h->failures++;
+    if (h->failures >= h->owned / SWEEP_SLABS) return 1;
+    for (u32 class = 1; class <= SIZE_CLASSES; class++) {
+        if (h->stacks[class].top != h->bases[class]) return 1;
+    }
+    return h->cached_runs > 0;
+}
+
+/* The generation is read before the host asks: slabs that become free meanwhile make the next malloc ask again. */
 static outcome need_lease(heap *h, u32 class, u32 slabs) {
-    u32 generation = __atomic_load_n(&h->header->generation, __ATOMIC_SEQ_CST);
-    if (generation == h->refused_generation && slabs >= h->refused_slabs) return (outcome){NULL, STATUS_EXHAUSTED, class, slabs};
-    h->asked_generation = generation;
+    if (is_refused(h, slabs)) return (outcome){NULL, STATUS_EXHAUSTED, class, slabs};
+    h->asked_generation = __atomic_load_n(&h->header->generation, __ATOMIC_SEQ_CST);
     return (outcome){NULL, STATUS_NEEDS_LEASE, class, slabs};
 }
 
 static outcome allocate_small(heap *h, u32 class) {
     stack *s = &h->stacks[class];
     u32 found = s->top[-1] || collect(h, class, SWEEP_SLABS) || take_unused(h, class);
-    if (!found && trim_is_due(h)) {
+    if (!found && (trim_is_due(h) || (is_refused(h, 1) && is_trim_hopeful(h)))) {
         trim_heap(h);
         found = collect(h, class, h->rings[class].count) || take_unused(h, class);
     }
@@ -78,7 +93,13 @@ static outcome allocate_run(heap *h, u32 size) {
     u32 slabs = (size >> SLAB_SHIFT) + ((size & (SLAB_SIZE - 1)) != 0);
     u8 *state = take_run(h, slabs);
     if (state == NULL && collect_runs(h, SWEEP_SLABS)) state = take_run(h, slabs);
-    return state ? (outcome){state, STATUS_OK, CLASS_LARGE, 0} : need_lease(h, CLASS_LARGE, slabs);
+    if (state) return (outcome){state, STATUS_OK, CLASS_LARGE, 0};
+    if (is_refused(h, slabs) && is_trim_hopeful(h)) {
+        trim_heap(h);
+        /* Slabs of ours may complete a run. Ask, be refused, release them, and ask again. */
+        if (h->rings[CLASS_UNUSED].count > 0) h->refused_slabs = NO_SLAB;
+    }
+    return need_lease(h, CLASS_LARGE, slabs);
 }
 
 static outcome allocate(heap *h, u32 size, u32 alignment) {

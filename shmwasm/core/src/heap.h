@@ -59,6 +59,7 @@ typedef struct {
     u32 owned;         /* slabs of this process */
     u32 owned_trimmed; /* how many were in use after the last trim */
     u32 asked_generation, refused_generation, refused_slabs;
+    u32 failures; /* allocations that failed since the last trim */
     u32 interrupted, release_due, is_open;
     u32 cached_runs, cached_slabs;
     range runs[CACHED_RUNS + 1]; /* oldest first; the last place is for a run that was just leased */

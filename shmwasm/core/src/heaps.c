@@ -82,7 +82,7 @@ static void forget(heap *h) {
     for (u32 class = 1; class <= SIZE_CLASSES; class++) h->stacks[class].top = h->bases[class];
     for (u32 class = 0; class < RINGS; class++) h->rings[class] = (ring){NO_SLAB, 0};
     h->owned = h->owned_trimmed = h->cached_runs = h->cached_slabs = 0;
-    h->interrupted = h->release_due = 0;
+    h->interrupted = h->release_due = h->failures = 0;
     h->asked_generation = plain_load(&h->header->generation);
     h->refused_generation = h->asked_generation - 1;
     h->refused_slabs = NO_SLAB;

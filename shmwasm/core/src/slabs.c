@@ -230,7 +230,7 @@ void trim_heap(heap *h) {
     u32 unused = h->rings[CLASS_UNUSED].count;
     h->owned_trimmed = h->owned - unused;
     h->release_due = unused > KEPT_UNUSED;
-    h->interrupted = 0;
+    h->failures = h->interrupted = 0;
 }
 
 /* True when this process has twice the slabs that it needed after the last trim: so a trim's cost is spread over that growth. */

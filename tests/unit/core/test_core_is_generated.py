@@ -1,0 +1,38 @@
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from shmwasm import core
+from shmwasm.core import layout
+
+ROOT = Path(__file__).resolve().parents[3]
+HEADER = Path(core.__file__).with_name("core.h")
+
+
+def load_tool(name):
+    path = ROOT / "tools" / f"{name}.py"
+    if not path.is_file():
+        pytest.skip("the tools are not part of an installation")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_layout_follows_from_the_c_header():
+    generated = load_tool("generate_layout").generate(HEADER.read_text())
+    assert Path(layout.__file__).read_text() == generated
+
+
+def test_every_constant_of_the_c_header_is_in_the_layout():
+    defined = set(re.findall(r"^#define (\w+) \S", HEADER.read_text(), re.MULTILINE))
+    assert defined == {name for name in vars(layout) if name.isupper()}
+
+
+def test_core_is_what_its_source_compiles_to(tmp_path):
+    pytest.importorskip("ziglang", reason="the compiler is part of the dev extra")
+    tool = load_tool("build_core")
+    tool.build(tmp_path / "core.wasm")
+    assert (tmp_path / "core.wasm").read_bytes() == core.CORE_MODULE.read_bytes()

@@ -1,0 +1,157 @@
+"""Guests that allocate by themselves: wasm calls wasm, and Python is entered for leases only."""
+
+import threading
+
+import pytest
+import wasmtime
+
+from shmwasm.addresses import signed32, unsigned32
+from shmwasm.core import layout
+
+SLAB = layout.SLAB_SIZE
+
+GUEST = """
+(module
+  (import "env" "shared_heap_malloc" (func $malloc (param i32) (result i32)))
+  (import "env" "shared_heap_free" (func $free (param i32)))
+  (memory (export "memory") 1)
+  (func (export "malloc") (param i32) (result i32) (call $malloc (local.get 0)))
+  (func (export "free") (param i32) (call $free (local.get 0)))
+  (func (export "churn") ;; for ever: replaces one of 4096 blocks by one of another size
+    (local $seed i32) (local $place i32)
+    (loop $again
+      (local.set $seed (i32.add (i32.mul (local.get $seed) (i32.const 1664525)) (i32.const 1013904223)))
+      (local.set $place (i32.shl (i32.and (i32.shr_u (local.get $seed) (i32.const 8)) (i32.const 4095)) (i32.const 2)))
+      (call $free (i32.load (local.get $place)))
+      (i32.store (local.get $place) (i32.const 0))
+      (i32.store (local.get $place) (call $malloc (i32.shr_u (local.get $seed) (i32.const 17))))
+      (br $again))))
+"""
+
+
+class Guest:
+    def __init__(self, core, engine):
+        self.store = core._store
+        linker = wasmtime.Linker(engine)
+        malloc, free = core.guest_functions
+        linker.define(self.store, "env", "shared_heap_malloc", malloc)
+        linker.define(self.store, "env", "shared_heap_free", free)
+        self.exports = linker.instantiate(self.store, wasmtime.Module(engine, GUEST)).exports(self.store)
+
+    def malloc(self, size):
+        return unsigned32(self.exports["malloc"](self.store, size))
+
+    def free(self, address):
+        self.exports["free"](self.store, signed32(address))
+
+
+@pytest.fixture
+def guest(machine, slot, engine):
+    slot.core.set_chain([slot])
+    return Guest(slot.core, engine)
+
+
+def test_guest_allocates_and_frees_in_its_heap(machine, slot, guest):
+    blocks = [guest.malloc(size) for size in (1, 64, 5000, 32768, 3 * SLAB)]
+    assert all(machine.start <= block < 1 << 32 for block in blocks)
+    assert slot.statistics().live_blocks == 5
+    for block in blocks:
+        guest.free(block)
+    assert slot.statistics().live_blocks == 0
+    slot.verify()
+
+
+def test_guest_gets_null_as_in_c_where_there_is_no_block(machine, guest):
+    assert guest.malloc(0) == 0
+    assert guest.malloc(-1) == 0
+    assert guest.malloc(65 * SLAB) == 0
+    guest.free(0)
+    assert guest.malloc(64 * SLAB) == machine.start
+    assert guest.malloc(1) == 0
+
+
+@pytest.mark.parametrize(("what", "reason"), [("wild", "no part"), ("outside", "no part"), ("inside", "no block"), ("twice", "already")])
+def test_bad_free_of_a_guest_is_refused_with_its_address_and_changes_nothing(machine, slot, guest, what, reason):
+    block = guest.malloc(64)
+    address = {"wild": (1 << 32) - 64, "outside": 4096, "inside": block + 16, "twice": guest.malloc(64)}[what]
+    if what == "twice":
+        guest.free(address)
+    before = slot.statistics()
+    with pytest.raises(Exception, match=reason) as refusal:
+        guest.free(address)
+    assert refusal.value.args[0] == address
+    assert slot.statistics() == before
+    slot.verify()
+
+
+def test_guest_frees_a_block_of_another_process_and_the_other_way_round(machine, slot, guest):
+    other = machine.process()
+    guest.free(other.malloc(64))
+    other.free(guest.malloc(64))
+    assert slot.statistics().remote_freed_blocks == 2
+    slot.verify()
+
+
+def test_chain_is_tried_in_order_and_frees_find_their_heap(new_machine, engine):
+    machine, second = new_machine(slabs=2), new_machine(slabs=4)
+    head = machine.process()
+    body = head.core.open_heap(second.metadata, second.size, start=second.start, name="body")
+    head.move(second.start - 2 * SLAB)
+    head.core.hooks.lease = lambda slot, *wanted: (machine if slot is head else second).lease(head.owner, *wanted)
+    head.core.hooks.release = lambda slot, ranges: (machine if slot is head else second).authority.release(ranges)
+    head.core.set_chain([head, body])
+    guest = Guest(head.core, engine)
+    blocks = [guest.malloc(30000) for _ in range(12)]
+    assert [block >= second.start for block in blocks] == [False] * 4 + [True] * 8
+    assert guest.malloc(30000) == 0
+    for block in blocks:
+        guest.free(block)
+    assert guest.malloc(30000) < second.start
+    assert head.statistics().live_blocks == 1
+    with pytest.raises(Exception, match="guests allocate"):
+        body.close()
+    head.core.set_chain([])
+    assert guest.malloc(64) == 0
+    body.close()
+    machine.close()
+    second.close()
+
+
+def test_blocks_of_a_scrubbed_heap_are_cleared_before_they_are_freed(new_machine, engine):
+    machine = new_machine(scrub=True)
+    slot = machine.process()
+    slot.core.set_chain([slot])
+    guest = Guest(slot.core, engine)
+    blocks = [guest.malloc(60), guest.malloc(2 * SLAB)]
+    for block in blocks:
+        guest.free(block)
+    assert slot.hooks.scrubbed == [(blocks[0], 64), (blocks[1], 2 * SLAB)]
+    machine.close()
+
+
+def test_exception_of_a_hook_ends_the_guests_call_and_leaves_the_heap_sound(machine, slot, guest):
+    def fail(*_):
+        raise TimeoutError("the coordinator is silent")
+
+    slot.hooks.lease, lease = fail, slot.hooks.lease
+    with pytest.raises(TimeoutError, match="silent"):
+        guest.malloc(64)
+    slot.hooks.lease = lease
+    slot.verify()
+    assert guest.malloc(64)
+
+
+def test_guest_interrupted_at_any_moment_leaves_a_sound_heap_that_it_can_go_on_with(machine, slot, guest, engine):
+    for round_ in range(80):
+        guest.store.set_epoch_deadline(1)
+        interruption = threading.Timer(0.0003 * (1 + round_ % 7), engine.increment_epoch)
+        interruption.start()
+        with pytest.raises(wasmtime.Trap, match="interrupt"):
+            guest.exports["churn"](guest.store)
+        interruption.join()
+        guest.store.set_epoch_deadline(1)
+        slot.verify()
+    # Nothing is lost: a block that was taken in the moment of an interruption is live or free, and a trim finds every free slab.
+    assert slot.statistics().live_blocks <= 4096 + 80
+    machine.authority.release(slot.trim())
+    slot.verify()
