@@ -16,7 +16,7 @@ import ctypes
 import errno
 import mmap
 import os
-import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -37,6 +37,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def map_fixed(
@@ -113,10 +115,12 @@ def is_reserved(address: NativeAddress, length: int) -> bool:
 class Mapping:
     """A shared mapping of a descriptor, somewhere in this process. Make one with `map_anywhere`."""
 
-    def __init__(self, memory: mmap.mmap, *, writable: bool) -> None:
-        self._memory: mmap.mmap | None = memory
-        self._address = address_of(memory)
-        self.size = len(memory)
+    def __init__(self, address: NativeAddress, size: int, *, writable: bool) -> None:
+        # Every view refers to this object, so it dies with the last of them.
+        self._memory: ctypes.Array[ctypes.c_char] | None = (ctypes.c_char * size).from_address(address)
+        weakref.finalize(self._memory, _munmap, address, size).atexit = False
+        self._address = address
+        self.size = size
         self.writable = writable
 
     @property
@@ -126,7 +130,8 @@ class Mapping:
         Raises:
             ClosedError: The mapping was closed.
         """
-        return memoryview(self._open())
+        view = memoryview(self._open()).cast("B")
+        return view if self.writable else view.toreadonly()
 
     @property
     def address(self) -> NativeAddress:
@@ -148,7 +153,7 @@ class Mapping:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _open(self) -> mmap.mmap:
+    def _open(self) -> ctypes.Array[ctypes.c_char]:
         if self._memory is None:
             raise ClosedError("the mapping")
         return self._memory
@@ -157,7 +162,8 @@ class Mapping:
 def map_anywhere(descriptor: int, length: int, *, writable: bool, prefault: bool = False, offset: int = 0) -> Mapping:
     """Map `length` bytes of `descriptor` from `offset` on, shared, wherever the kernel likes.
 
-    The descriptor may be closed afterwards.
+    The descriptor may be closed afterwards. The last bytes may lie beyond the file's end, up to the end of its last OS page: they
+    read as zero, and what is written there is not kept.
 
     Raises:
         ArgumentError: The descriptor cannot be mapped like that.
@@ -165,21 +171,15 @@ def map_anywhere(descriptor: int, length: int, *, writable: bool, prefault: bool
     """
     if length <= 0:
         raise ArgumentError(f"a mapping of {length} bytes was asked for; it needs at least 1")
+    if offset % OS_PAGE:
+        raise ArgumentError(f"a mapping at offset {offset:#x} was asked for; it must be a multiple of {OS_PAGE} bytes")
     _check_length(descriptor, offset + length)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     flags = mmap.MAP_SHARED | (_MAP_POPULATE if prefault else 0)
-    try:
-        if sys.version_info >= (3, 13):
-            memory = mmap.mmap(descriptor, length, flags, protection, offset=offset, trackfd=False)
-        else:
-            memory = mmap.mmap(descriptor, length, flags, protection, offset=offset)
-    except (ValueError, OverflowError) as refusal:
-        raise ArgumentError(
-            f"descriptor {descriptor} cannot be mapped at offset {offset:#x} for {length} bytes: {refusal}"
-        ) from None
-    except OSError as failure:
-        raise _mapping_error(failure.errno or 0, descriptor, length, writable=writable) from None
-    return Mapping(memory, writable=writable)
+    address = _mmap(None, length, protection, flags, descriptor, offset)
+    if address == _MAP_FAILED:
+        raise _mapping_error(ctypes.get_errno(), descriptor, length, writable=writable)
+    return Mapping(NativeAddress(address), length, writable=writable)
 
 
 def _check_range(address: int, length: int, offset: int) -> None:
