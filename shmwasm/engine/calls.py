@@ -29,6 +29,7 @@ _SLOT: Final = 16
 _UNSIGNED: Final = {"i32": "I12x", "i64": "Q8x", "f32": "f12x", "f64": "d8x"}
 _SIGNED: Final = {"i32": "i12x", "i64": "q8x", "f32": "f12x", "f64": "d8x"}
 _BITS: Final = {"i32": 32, "i64": 64}
+_DOUBLE: Final = struct.Struct("<d")
 
 # A handle of our own, whose functions release the GIL; wasmtime-py converts each argument in Python.
 _library = ctypes.CDLL(_ffi.dll._name)  # noqa: SLF001
@@ -45,15 +46,16 @@ class ExportedFunction:
         store: The store of the instance.
         function: The export.
         name: The export's name, for errors.
+        kind: Its type, where that is known already: asking wasmtime takes as long as many calls.
     """
 
-    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, name: str) -> None:
+    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, name: str, kind: FunctionType | None = None) -> None:
         self.name = name
-        self.type: FunctionType = function_type(function.type(store))
-        for kind in (*self.type.parameters, *self.type.results):
-            if kind not in _UNSIGNED:
+        self.type: FunctionType = function_type(function.type(store)) if kind is None else kind
+        for value in (*self.type.parameters, *self.type.results):
+            if value not in _UNSIGNED:
                 raise UnsupportedError(
-                    f"the export {name!r}", f"a value of type {kind} cannot be passed; pass an address instead"
+                    f"the export {name!r}", f"a value of type {value} cannot be passed; pass an address instead"
                 )
         slots = max(len(self.type.parameters), len(self.type.results))
         self._values = bytearray(slots * _SLOT)
@@ -100,10 +102,10 @@ class ExportedFunction:
         bits = _BITS.get(kind)
         try:
             if bits is None:
-                value = float(argument)  # type: ignore[arg-type]  # what is no number is refused below
+                value: float = _DOUBLE.unpack(_DOUBLE.pack(argument))[0]
                 return ctypes.c_float(value).value if kind == "f32" else value
             number = operator.index(argument)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, OverflowError, struct.error):
             raise ArgumentError(f"{self.name!r} takes a value of type {kind}, and {argument!r} is none") from None
         if not -(1 << (bits - 1)) <= number < 1 << bits:
             raise ArgumentError(f"{self.name!r} takes a value of type {kind}, and {number} does not fit into {bits} bits")

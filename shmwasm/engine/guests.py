@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import wasmtime
 
 from shmwasm.engine.calls import ExportedFunction
-from shmwasm.engine.modules import FunctionType, ModuleDescription
+from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription
 from shmwasm.engine.traps import describe
 from shmwasm.engine.wasi import grant_wasi
 from shmwasm.engine.windows import SharedLinearMemory, Window
@@ -41,16 +41,32 @@ def new_store(engine: wasmtime.Engine) -> wasmtime.Store:
     return store
 
 
+class Nest:
+    """A store for one guest, and what is linked natively to it: all that can be there before the guest's module is known.
+
+    Args:
+        store: Made by `new_store`.
+        natives: Functions of the store that the module may import; called with nothing between.
+    """
+
+    def __init__(self, store: wasmtime.Store, natives: Mapping[ImportName, wasmtime.Func]) -> None:
+        self.store = store
+        self.linker = wasmtime.Linker(store.engine)
+        self.linker.allow_shadowing = True  # the user's own functions come before WASI's
+        self.provided = frozenset(natives)
+        for (module, name), native in natives.items():
+            self.linker.define(store, module, name, native)
+
+
 class Guest:
     """One instance of a module.
 
     Args:
         number: The instance's number, for errors.
-        store: The store to make it in.
+        nest: Where to make it; for one guest only.
         module: The code.
         description: What `module` imports and exports.
         name: The module's name, for errors.
-        natives: Functions of the same store that the module may import; called with nothing between.
         functions: Host functions in Python: called with numbers, integers signed; they return what `converted_results` gives.
         wasi: What WASI grants; None provides no WASI at all.
 
@@ -64,37 +80,33 @@ class Guest:
     def __init__(
         self,
         number: int,
-        store: wasmtime.Store,
+        nest: Nest,
         module: wasmtime.Module,
         description: ModuleDescription,
         *,
         name: str,
-        natives: Mapping[ImportName, wasmtime.Func],
         functions: Mapping[ImportName, Callable[..., Any]],
         wasi: WasiOptions | None,
     ) -> None:
-        _check_provided(name, description, {*natives, *functions}, wasi=wasi is not None)
+        _check_provided(name, description, nest.provided | functions.keys(), wasi=wasi is not None)
         self._number = number
-        self._store = store
+        self._store = store = nest.store
         self._functions: dict[str, ExportedFunction] = {}
-        self._known = [export for export, kind in description.exports.items() if isinstance(kind, FunctionType)]
-        linker = wasmtime.Linker(store.engine)
-        linker.allow_shadowing = True  # the user's own functions come before WASI's
+        self._types = {export: kind for export, kind in description.exports.items() if isinstance(kind, FunctionType)}
         if wasi is not None:
-            grant_wasi(store, linker, wasi)
-        for (module_name, import_name), native in natives.items():
-            linker.define(store, module_name, import_name, native)
+            grant_wasi(store, nest.linker, wasi)
         for entry in description.imports:
             function = functions.get((entry.module, entry.name))
             if function is not None and isinstance(entry.type, FunctionType):
-                linker.define_func(entry.module, entry.name, _native_type(f"{entry.module}.{entry.name}", entry.type), function)
+                nest.linker.define_func(
+                    entry.module, entry.name, _native_type(f"{entry.module}.{entry.name}", entry.type), function
+                )
         try:
-            self._exports = linker.instantiate(store, module).exports(store)
+            self._exports = nest.linker.instantiate(store, module).exports(store)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
             raise InstantiationError(number, describe(failure).message) from None
-        memory = _memory_in(self._exports)
-        self.window: Window | None = None if memory is None else Window(store, memory)
-        """Where a chain can be attached; None if the module exports no memory."""
+        self.window = self._open_window(description)
+        """Where a chain can be attached; None if the module exports no 32-bit memory."""
 
     def function(self, export: str) -> ExportedFunction:
         """Return an exported function, ready to be called.
@@ -105,15 +117,17 @@ class Guest:
         """
         function = self._functions.get(export)
         if function is None:
-            native = self._exports.get(export)
-            if not isinstance(native, wasmtime.Func):
-                raise UnknownExportError(self._number, export, self._known)
-            function = self._functions[export] = ExportedFunction(self._store, native, export)
+            kind = self._types.get(export)
+            if kind is None:
+                raise UnknownExportError(self._number, export, list(self._types))
+            native = self._exports[export]
+            assert isinstance(native, wasmtime.Func)
+            function = self._functions[export] = ExportedFunction(self._store, native, export, kind)
         return function
 
     def exports(self, export: str) -> bool:
         """Return whether the module exports a function of that name."""
-        return export in self._known
+        return export in self._types
 
     def memory(self) -> memoryview:
         """Return the linear memory as it is now: writable, no copy.
@@ -136,9 +150,18 @@ class Guest:
         """Let the guest run again after the epoch grew."""
         self._store.set_epoch_deadline(1)
 
+    def _open_window(self, description: ModuleDescription) -> Window | None:
+        memories = {name: kind for name, kind in description.exports.items() if isinstance(kind, MemoryType) and not kind.is_64}
+        if not memories:
+            return None
+        name = "memory" if "memory" in memories else next(iter(memories))
+        memory = self._exports[name]
+        assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
+        return Window(self._store, memory, memories[name])
+
     def _exported_memory(self) -> Window:
         if self.window is None:
-            raise UnsupportedError("a view of this instance's memory", "its module exports no memory")
+            raise UnsupportedError("a view of this instance's memory", "its module exports no 32-bit memory")
         return self.window
 
 
@@ -177,7 +200,7 @@ def _converted_result(kind: str, value: Any) -> int | float:
     return number
 
 
-def _check_provided(name: str, description: ModuleDescription, provided: set[ImportName], *, wasi: bool) -> None:
+def _check_provided(name: str, description: ModuleDescription, provided: frozenset[ImportName], *, wasi: bool) -> None:
     for entry in description.imports:
         label = f"{entry.module}.{entry.name}"
         if not isinstance(entry.type, FunctionType):
@@ -196,9 +219,3 @@ def _native_type(label: str, kind: FunctionType) -> wasmtime.FuncType:
                 f"the host function {label}", f"a value of type {value} cannot be passed; pass an address instead"
             )
     return wasmtime.FuncType([_KINDS[value]() for value in kind.parameters], [_KINDS[value]() for value in kind.results])
-
-
-def _memory_in(exports: Mapping[Any, Any]) -> wasmtime.Memory | wasmtime.SharedMemory | None:
-    """Return the exported memory: the one called "memory", or else the first."""
-    memories = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Memory | wasmtime.SharedMemory)}
-    return memories.get("memory") or next(iter(memories.values()), None)

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import wasmtime
 
 from shmwasm.addresses import OS_PAGE, WASM_PAGE, WINDOW_END, AppAddress, NativeAddress
+from shmwasm.engine.modules import MemoryType, memory_type
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, reserve_fixed, unmap_fixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from shmwasm.engine.modules import MemoryType
 
 _COPY_STEP: Final = 1 << 20
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -87,18 +87,22 @@ class Window:
     Args:
         store: The store. Its limit on memory sizes is the window's to set.
         memory: A 32-bit memory of an engine that `new_engine` made.
+        kind: Its type, where that is known already.
 
     Raises:
         UnsupportedError: The memory is 64-bit.
     """
 
-    def __init__(self, store: wasmtime.Store, memory: wasmtime.Memory | wasmtime.SharedMemory) -> None:
+    def __init__(
+        self, store: wasmtime.Store, memory: wasmtime.Memory | wasmtime.SharedMemory, kind: MemoryType | None = None
+    ) -> None:
         self._store = store
         self._memory = memory
-        kind = memory.type() if isinstance(memory, wasmtime.SharedMemory) else memory.type(store)
+        if kind is None:
+            kind = memory_type(memory.type() if isinstance(memory, wasmtime.SharedMemory) else memory.type(store))
         if kind.is_64:
             raise UnsupportedError("a 64-bit memory", "a chain can be attached to 32-bit memories only")
-        self._maximum = kind.limits.max
+        self._maximum = kind.maximum
         self._grants: tuple[Grant, ...] = ()
         self._file: SharedLinearMemory | None = None
         pointer = memory.data_ptr() if isinstance(memory, wasmtime.SharedMemory) else memory.data_ptr(store)

@@ -7,7 +7,7 @@ import os
 import signal
 
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
+from shmwasm.engine.guests import Nest, new_store
 from shmwasm.engine.modules import deserialize
 from shmwasm.engine.selftest import check_mapping
 from shmwasm.errors import UnsupportedError
@@ -32,7 +32,8 @@ def main() -> None:
     store = new_store(engine)
     attachment = Attachment(store, deserialize(engine, options.core_fd))
     os.close(options.core_fd)
-    Launcher(Channel.from_descriptor(options.socket_fd), store, attachment, problem=problem).run()
+    nest = Nest(store, attachment.natives)
+    Launcher(Channel.from_descriptor(options.socket_fd), nest, attachment, problem=problem).run()
 
 
 if __name__ == "__main__":

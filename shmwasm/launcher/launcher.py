@@ -36,8 +36,7 @@ from shmwasm.worker.main import run_worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import wasmtime
-
+    from shmwasm.engine.guests import Nest
     from shmwasm.posix.channels import Channel
     from shmwasm.worker.attachment import Attachment
 
@@ -54,17 +53,17 @@ class Launcher:
 
     Args:
         channel: To the coordinator.
-        store: The store that workers get a copy of.
-        attachment: The core in that store, and nothing attached.
+        nest: Where instances are made; each worker gets a copy.
+        attachment: The core in the same store, with nothing attached.
         problem: Why no instance can run on this machine, if so; every `Fork` is then refused with it.
     """
 
-    def __init__(self, channel: Channel, store: wasmtime.Store, attachment: Attachment, *, problem: str | None = None) -> None:
+    def __init__(self, channel: Channel, nest: Nest, attachment: Attachment, *, problem: str | None = None) -> None:
         self._channel = channel
-        self._store = store
+        self._nest = nest
         self._attachment = attachment
         self._problem = problem
-        self._modules = ModuleCache(store.engine)
+        self._modules = ModuleCache(nest.store.engine)
         self._children: dict[int, _Child] = {}
         self._poll = select.poll()
         self._poll.register(channel.fileno(), select.POLLIN)
@@ -102,7 +101,8 @@ class Launcher:
             launcher = os.getpid()
             pid = os.fork()
             if pid == 0:
-                _become_worker(launcher, message, descriptors, Ground(self._store, self._attachment, *module))
+                self._close_own(descriptors[0])
+                _become_worker(launcher, message, descriptors, Ground(self._nest, self._attachment, *module))
             child = _Child(message.worker, pid, _watch(pid))
         except (ShmwasmError, OSError) as error:
             self._channel.send(codec.encode(messages.ForkFailed(worker=message.worker, reason=str(error))))
@@ -113,6 +113,11 @@ class Launcher:
         self._children[child.pidfd] = child
         self._poll.register(child.pidfd, select.POLLIN)
         self._channel.send(codec.encode(messages.Forked(worker=child.worker, pid=pid)), [child.pidfd])
+
+    def _close_own(self, artifact: int) -> None:
+        """Close what is the launcher's own, in a forked child. The engine's descriptors, of code and of data segments, stay."""
+        for descriptor in (artifact, self._channel.fileno(), *self._children):
+            os.close(descriptor)
 
     def _load(self, message: messages.Fork, descriptors: Sequence[int]) -> ReadyModule:
         """Return the module to fork with, having checked that a fork is safe.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import wasmtime
 
     from shmwasm.core.allocator import HeapSlot
+    from shmwasm.engine.guests import ImportName
     from shmwasm.engine.windows import Window
     from shmwasm.worker.links import ControlLink
 
@@ -57,7 +58,10 @@ class Attachment:
         self._control: ControlLink | None = None
         self._window: Window | None = None
         self._heaps: list[_MappedHeap] = []
-        self.guest_functions = self._core.guest_functions
+        malloc, free = self._core.guest_functions
+        self.natives: dict[ImportName, wasmtime.Func]
+        """What a guest in the same store may import natively."""
+        self.natives = {("env", "shared_heap_malloc"): malloc, ("env", "shared_heap_free"): free}
 
     def belong_to(self, owner: int, control: ControlLink) -> None:
         """Lease slabs for the worker `owner` through `control` from now on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmwasm.addresses import WINDOW_END
 from shmwasm.engine.callers import Caller
-from shmwasm.engine.guests import Guest
+from shmwasm.engine.guests import Guest, Nest
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import check_memories, reserve
 from shmwasm.errors import (
@@ -43,9 +43,9 @@ _INITIALIZE: Final = "_initialize"
 
 
 class Ground(NamedTuple):
-    """What an instance is made from, all of it there before the fork; `attachment` lives in `store`."""
+    """What an instance is made from, all of it there before the fork; `attachment` is the core in `nest`."""
 
-    store: wasmtime.Store
+    nest: Nest
     attachment: Attachment
     code: wasmtime.Module
     description: ModuleDescription
@@ -78,7 +78,7 @@ class Instance:
         self.number = message.worker
         self.client = ClientLink(calls, self.share_memory)
         self._memory_was_sent = False
-        self._watchdog = Watchdog(ground.store.engine.increment_epoch)
+        self._watchdog = Watchdog(ground.nest.store.engine.increment_epoch)
         self._host = HostFunctions(self.number, self.client, self._new_caller)
         self._enter(plan.working_directory)
         functions = self._host.load(plan, ground.description)
@@ -87,16 +87,14 @@ class Instance:
         start = min((grant.start for grant in message.grants), default=WINDOW_END)
         if message.grants:
             check_memories(ground.description.memories, start, heap=message.grants[0].name)
-        reserve(ground.store, start)
-        malloc, free = ground.attachment.guest_functions
+        reserve(ground.nest.store, start)
         self._guest: Guest | None = None  # host functions that the start function calls look for it
         self._guest = Guest(
             self.number,
-            ground.store,
+            ground.nest,
             ground.code,
             ground.description,
             name=plan.module_name,
-            natives={("env", "shared_heap_malloc"): malloc, ("env", "shared_heap_free"): free},
             functions=functions,
             wasi=plan.wasi,
         )

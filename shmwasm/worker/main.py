@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmwasm.errors import ShmwasmError, to_wire
 from shmwasm.posix.channels import Channel
-from shmwasm.posix.processes import close_all_descriptors_except, set_parent_death_signal
+from shmwasm.posix.processes import set_parent_death_signal
 from shmwasm.protocol import messages
 from shmwasm.worker.instance import Instance
 from shmwasm.worker.links import ControlLink, leave
@@ -38,7 +38,6 @@ def run_worker(launcher: int, message: messages.Fork, descriptors: Sequence[int]
         descriptors: Those that came with `message`.
         ground: What the instance is made from.
     """
-    close_all_descriptors_except(descriptors[_CONTROL:])
     # A terminal's Ctrl-C goes to every process on it; it is the client's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
