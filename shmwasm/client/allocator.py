@@ -18,6 +18,7 @@ from shmwasm.addresses import AppAddress
 from shmwasm.core import CORE_MODULE, Core, HeapSlot
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import new_engine
+from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import CompiledModule, Source, compile_module, deserialize
 from shmwasm.protocol import messages
 
@@ -109,5 +110,5 @@ class ClientAllocator:
             if self._core is None:
                 with compile_module(CORE_MODULE, self._cache, engine=engine) as compiled:
                     module = deserialize(engine, compiled.descriptor)
-                self._core = Core(wasmtime.Store(engine), module, owner=self._peer, hooks=self)
+                self._core = Core(new_store(engine), module, owner=self._peer, hooks=self)
             return self._core
