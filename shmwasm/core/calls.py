@@ -81,6 +81,7 @@ class CoreFunction:
 
         Raises:
             HeapCorruptError: The core trapped, which it does when it finds metadata that would lead it astray.
+            wasmtime.Trap: The deadline of the store's epoch has passed; the heap is sound, and can be used once it is set anew.
         """
         words, address = new_cells(self._cells)
         for index, argument in enumerate(arguments):
@@ -89,12 +90,17 @@ class CoreFunction:
             self._trap.value = None  # a hot call that trapped may have left its trap here
             failed = _call(self.context, self.function, address, self.arity, self.trap)
             trap = self._trap.value
-        if failed or trap:
-            if trap:
-                bindings.wasm_trap_delete(ctypes.cast(trap, ctypes.POINTER(bindings.wasm_trap_t)))
-            raise HeapCorruptError("(unknown)", "its metadata would have led the allocator astray", 0)
+        if trap:
+            raise _error_of(wasmtime.Trap._from_ptr(ctypes.cast(trap, ctypes.POINTER(bindings.wasm_trap_t))))  # noqa: SLF001
+        assert not failed, "a core function was called with other arguments than it has"
         result: int = words[0]
         return result
+
+
+def _error_of(trap: wasmtime.Trap) -> Exception:
+    if trap.trap_code == wasmtime.TrapCode.INTERRUPT:
+        return trap
+    return HeapCorruptError("(unknown)", f"its metadata would have led the allocator astray: {trap.message}", 0)
 
 
 def one_at_a_time(function: Callable[P, R], lock: threading.RLock) -> Callable[P, R]:

@@ -14,7 +14,7 @@ from shmwasm.engine.config import new_engine
 from shmwasm.protocol.messages import SlabRange
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What a guest's bad free raises here."""
 
 
@@ -27,15 +27,15 @@ class Hooks:
         self.leases = []
         self.scrubbed = []
 
-    def lease(self, slot, size_class, slabs):
+    def lease(self, _slot, size_class, slabs):
         self.leases.append((size_class, slabs))
         return self.machine.lease(self.owner, size_class, slabs)
 
-    def release(self, slot, ranges):
+    def release(self, _slot, ranges):
         self.machine.authority.release(ranges)
 
     def refuse(self, address, reason):
-        raise Refused(address, reason)
+        raise RefusedError(address, reason)
 
     def scrub(self, address, size):
         self.scrubbed.append((address, size))
@@ -58,7 +58,7 @@ class Machine:
 
     def store(self):
         store = wasmtime.Store(self.engine)
-        store.set_epoch_deadline(1)
+        store.set_epoch_deadline(1 << 40)
         return store
 
     def process(self):

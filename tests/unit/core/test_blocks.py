@@ -44,7 +44,9 @@ def test_no_block_is_empty_or_larger_than_the_heap(slot, size):
     assert slot.malloc(64)
 
 
-@pytest.mark.parametrize(("size", "alignment"), [(-1, 16), (64, 0), (64, 3), (64, -16), (64, 131072), ("64", 16), (1.5, 16), (64, None)])
+@pytest.mark.parametrize(
+    ("size", "alignment"), [(-1, 16), (64, 0), (64, 3), (64, -16), (64, 131072), ("64", 16), (1.5, 16), (64, None)]
+)
 def test_sizes_and_alignments_that_can_never_be_right_are_named(slot, size, alignment):
     with pytest.raises(ArgumentError, match=str(size if alignment == 16 else alignment)):
         slot.malloc(size, alignment)
@@ -176,7 +178,7 @@ def test_verify_finds_broken_metadata(machine, slot, offset, value, invariant):
         slot.verify()
 
 
-def test_segment_of_another_layout_is_not_opened(machine, slot):
+def test_segment_of_another_layout_is_not_opened(machine):
     machine.poke(8, 200)
     with pytest.raises(Exception, match="layout"):
         machine.process()

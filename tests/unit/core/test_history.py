@@ -83,7 +83,11 @@ def history_of(new_machine):
             dead = self.processes[who]
             self.processes[who] = self.machine.process()
             # What the dead process adopted from others before is its own by now, so the slab decides, not who allocated.
-            slabs = {slab for held in self.machine.authority.ranges_of(dead.owner) for slab in range(held.first, held.first + held.count)}
+            slabs = {
+                slab
+                for held in self.machine.authority.ranges_of(dead.owner)
+                for slab in range(held.first, held.first + held.count)
+            }
             self.machine.bury(dead, free_live=free_live)
             if free_live:
                 gone = [address for address in self.live if (address - self.machine.start) // SLAB in slabs]

@@ -47,7 +47,7 @@ def test_run_freed_by_another_process_is_used_again_by_its_owner(machine, slot):
     assert len(slot.hooks.leases) == 1
 
 
-def test_runs_that_are_freed_and_allocated_again_need_no_new_lease(machine, slot):
+def test_runs_that_are_freed_and_allocated_again_need_no_new_lease(slot):
     for _ in range(50):
         slot.free(slot.malloc(4 * SLAB))
     assert slot.hooks.leases == [(RUN, 4)]
@@ -63,8 +63,16 @@ def test_heap_where_only_owners_free_refuses_others(new_machine):
     machine.close()
 
 
-def test_heap_can_be_filled_to_the_last_slab_and_again_after_everything_was_freed(machine, slot):
-    for size, fit in ((1024, 64 * 64), (32768, 128), (5 * SLAB, 12), (64, 64 * 1024), (65 * 1024, 32), (60 * SLAB, 1), (48, 64 * 1365)):
+def test_heap_can_be_filled_to_the_last_slab_and_again_after_everything_was_freed(slot):
+    for size, fit in (
+        (1024, 64 * 64),
+        (32768, 128),
+        (5 * SLAB, 12),
+        (64, 64 * 1024),
+        (65 * 1024, 32),
+        (60 * SLAB, 1),
+        (48, 64 * 1365),
+    ):
         blocks = fill(slot, size)
         assert len(blocks) == fit, size
         for block in blocks:
