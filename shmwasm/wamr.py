@@ -59,6 +59,7 @@ __all__ = [
     "wasm_runtime_shared_heap_free",
     "wasm_runtime_shared_heap_malloc",
     "wasm_runtime_unchain_shared_heaps",
+    "wasm_runtime_unload",
     "wasm_runtime_validate_app_addr",
     "wasm_runtime_validate_native_addr",
 ]
@@ -145,6 +146,12 @@ def wasm_runtime_load(source: str | bytes | os.PathLike[str], *, imports: Import
         ModuleError: It is no module, or imports what was not given.
     """
     return _process.runtime.load(source, imports=imports)
+
+
+def wasm_runtime_unload(module: Module) -> None:
+    """Let go of a module's code; instances that are there go on. Twice is fine."""
+    _process.require()
+    module.close()
 
 
 def wasm_runtime_instantiate(module: Module) -> Instance:

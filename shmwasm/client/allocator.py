@@ -77,6 +77,12 @@ class ClientAllocator:
         if self._core is not None:
             self._core.disown(reason)
 
+    def close(self) -> None:
+        """Let go of the core, once all heaps are closed."""
+        with self._lock:
+            self._core = self._engine = None
+            self._heaps.clear()
+
     def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
         """Ask the coordinator for slabs; none means refused."""
         number = self._heaps[slot]

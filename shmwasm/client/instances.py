@@ -110,6 +110,7 @@ class Instance:
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
+        number_of: Callable[[SharedHeap], int],
         forget: Callable[[Instance], None],
     ) -> None:
         self.module = module
@@ -120,6 +121,7 @@ class Instance:
         self._connection = connection
         self._receiver = receiver
         self._heaps_of = heaps_of
+        self._number_of = number_of
         self._forget = forget
         self._channel = channel
         self.when_gone: Callable[[], None] | None = None
@@ -220,16 +222,14 @@ class Instance:
             read_only: Whether stores into it trap.
 
         Raises:
-            AttachError: Something is attached already, linear memory reaches the window, the heap is no head, or a heap of the
-                chain
-                is read-only and `read_only` is not given. Nothing changed.
+            AttachError: Something is attached already, linear memory reaches the window, or the heap is no head. Nothing changed.
+            ArgumentError: It is no heap of this runtime.
         """
         self._require_open()
+        chain_head = self._number_of(shared_heap)
         self._connection.request(
             messages.Done,
-            lambda number: messages.Attach(
-                request=number, instance=self.number, chain_head=shared_heap.number, read_only=read_only
-            ),
+            lambda number: messages.Attach(request=number, instance=self.number, chain_head=chain_head, read_only=read_only),
         )
         self._shared_heap = shared_heap
 

@@ -7,12 +7,15 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.engine.guests import WASI_MODULE
 from shmwasm.engine.modules import CompiledModule, FunctionType
 from shmwasm.protocol import messages
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 ALLOCATOR_IMPORTS = frozenset({("env", "shared_heap_malloc"), ("env", "shared_heap_free")})
 """What every instance is given natively, without being asked."""
@@ -38,6 +41,8 @@ def on_client(function: Callable[..., Any]) -> OnClient:
 
 class Module:
     """A compiled module; made by `Runtime.load`, and usable with that runtime for as many instances as one likes.
+
+    `close` releases its code's descriptor, as does the runtime's; so does forgetting the module.
 
     Attributes:
         name: Where it came from, for people.
@@ -92,6 +97,16 @@ class Module:
             search_path=list(sys.path) if in_worker else [],
             working_directory=str(Path.cwd()) if in_worker or wasi is not None else "",
         )
+
+    def close(self) -> None:
+        """Let go of the code: no further instance can be made. Those that are there go on. Twice is fine."""
+        self.compiled.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<module {self.name!r} with {len(self.exports)} exported functions>"

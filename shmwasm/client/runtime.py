@@ -66,6 +66,7 @@ class Runtime:
         self._chains: dict[int, list[int]] = {}
         self._instances: dict[int, Instance] = {}
         self._pools: set[InstancePool] = set()
+        self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
         self._receiver = Receiver()
         self._connection = Connection(channel, self._receiver, self._handle_event)
         try:
@@ -163,9 +164,9 @@ class Runtime:
                 fit into a
                 window. Nothing changed.
         """
-        self._require_open()
+        below, above = self.number_of(head), self.number_of(body)
         laid_out = self._connection.request(
-            messages.ChainLaidOut, lambda number: messages.ChainHeaps(request=number, head=head.number, body=body.number)
+            messages.ChainLaidOut, lambda number: messages.ChainHeaps(request=number, head=below, body=above)
         )[0]
         self._lay_out(laid_out.chains)
         return self._heaps[laid_out.result]
@@ -179,10 +180,10 @@ class Runtime:
         Raises:
             ChainError: `head` heads no chain, or a heap of the chain is attached. Nothing changed.
         """
-        self._require_open()
+        first = self.number_of(head)
         laid_out = self._connection.request(
             messages.ChainLaidOut,
-            lambda number: messages.UnchainHeaps(request=number, head=head.number, entire_chain=entire_chain),
+            lambda number: messages.UnchainHeaps(request=number, head=first, entire_chain=entire_chain),
         )[0]
         self._lay_out(laid_out.chains)
         return self._heaps[laid_out.result]
@@ -193,10 +194,25 @@ class Runtime:
         Raises:
             ChainError: See `SharedHeap.reset`.
         """
-        self._require_open()
-        self._connection.request(messages.Done, lambda number: messages.ResetChain(request=number, head=head.number))
+        first = self.number_of(head)
+        self._connection.request(messages.Done, lambda number: messages.ResetChain(request=number, head=first))
         for heap in self.chain_of(head):
             heap.start_anew()
+
+    def number_of(self, heap: SharedHeap) -> int:
+        """Return the number of a heap that is about to be named to the coordinator.
+
+        Raises:
+            ArgumentError: It is no heap of this runtime.
+            ClosedError: It, or this runtime, was closed.
+        """
+        self._require_open()
+        if not isinstance(heap, SharedHeap):
+            raise errors.ArgumentError(f"{heap!r} is not a shared heap")
+        heap.view  # noqa: B018  raises if it was closed
+        if self._heaps.get(heap.number) is not heap:
+            raise errors.ArgumentError(f"{heap!r} belongs to another runtime")
+        return heap.number
 
     def chain_of(self, head: SharedHeap) -> Sequence[SharedHeap]:
         """Return the heaps of the chain that `head` heads, from the head to the last body."""
@@ -220,7 +236,13 @@ class Runtime:
         """
         self._require_open()
         compiled = self._allocator.compile(source)
-        return Module(name or compiled.name, compiled, imports)
+        try:
+            module = Module(name or compiled.name, compiled, imports)
+        except BaseException:
+            compiled.close()
+            raise
+        self._modules.add(module)
+        return module
 
     def spawn(
         self,
@@ -317,6 +339,9 @@ class Runtime:
             instance.discard()
         for heap in list(self._heaps.values()):
             heap.release()
+        for module in list(self._modules):
+            module.close()
+        self._allocator.close()
         self._quietly(lambda: self._connection.send(messages.Goodbye()))
         self._shut_down()
 
@@ -415,12 +440,15 @@ class Runtime:
         self, module: Module, shared_heap: SharedHeap | None, wasi: messages.WasiOptions | None, *, read_only: bool, quota: int
     ) -> Future[Instance]:
         self._require_open()
+        if not isinstance(module, Module):
+            raise errors.ArgumentError(f"{module!r} is not a module that was loaded")
+        chain_head = 0 if shared_heap is None else self.number_of(shared_heap)
         plan = module.plan(wasi)
         answered = self._connection.begin(
             lambda number: messages.Spawn(
                 request=number,
                 plan=plan,
-                chain_head=shared_heap.number if shared_heap is not None else 0,
+                chain_head=chain_head,
                 read_only=read_only,
                 quota=quota,
             ),
@@ -450,6 +478,7 @@ class Runtime:
             connection=self._connection,
             receiver=self._receiver,
             heaps_of=self.chain_of,
+            number_of=self.number_of,
             forget=self._forget_instance,
         )
         with self._lock:

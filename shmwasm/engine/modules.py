@@ -9,14 +9,17 @@ module imports and exports is described by plain values, since processes that ho
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import wasmtime
+from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import fingerprint, new_engine
@@ -79,13 +82,15 @@ class ModuleDescription(msgspec.Struct, frozen=True):
 
 
 class CompiledModule:
-    """Code and its description. It owns the artifact's descriptor."""
+    """Code and its description. It owns the artifact's descriptor, which `close` closes, as does forgetting the module."""
 
     def __init__(self, name: str, key: str, description: ModuleDescription, artifact: int) -> None:
         self.name = name
         self.key = key
         self.description = description
-        self._artifact: int | None = artifact
+        self._artifact = artifact
+        self._closing = weakref.finalize(self, os.close, artifact)
+        self._closing.atexit = False
 
     @property
     def descriptor(self) -> int:
@@ -94,7 +99,7 @@ class CompiledModule:
         Raises:
             ClosedError: The module was closed.
         """
-        if self._artifact is None:
+        if not self._closing.alive:
             raise ClosedError(f"module {self.name!r}")
         return self._artifact
 
@@ -119,9 +124,7 @@ class CompiledModule:
 
     def close(self) -> None:
         """Close the descriptor. May be called twice."""
-        if self._artifact is not None:
-            artifact, self._artifact = self._artifact, None
-            os.close(artifact)
+        self._closing()
 
     def __enter__(self) -> Self:
         return self
@@ -222,12 +225,29 @@ def describe(module: wasmtime.Module) -> ModuleDescription:
 
 def function_type(kind: wasmtime.FuncType) -> FunctionType:
     """Return the plain description of a function's type."""
-    return FunctionType(tuple(map(str, kind.params)), tuple(map(str, kind.results)))
+    return FunctionType(tuple(map(_value_type, kind.params)), tuple(map(_value_type, kind.results)))
 
 
 def memory_type(kind: wasmtime.MemoryType) -> MemoryType:
     """Return the plain description of a memory's type."""
     return MemoryType(kind.limits.min, kind.limits.max, kind.is_64, kind.is_shared)
+
+
+def _value_type(kind: wasmtime.ValType) -> str:
+    """Return the name of a value type; "reference" for the many that are not named here."""
+    for name, known in _known_value_types():
+        if _bindings.wasmtime_wasm_valtype_equal(kind.ptr(), known):
+            return name
+    return "reference"
+
+
+@functools.cache
+def _known_value_types() -> list[tuple[str, Any]]:
+    """Return value types to compare with: asking wasmtime which one a type is ends the process if it is a newer one."""
+    kinds = {"i32": _ffi.WASM_I32, "i64": _ffi.WASM_I64, "f32": _ffi.WASM_F32, "f64": _ffi.WASM_F64}
+    kinds |= {"funcref": _ffi.WASM_FUNCREF, "externref": _ffi.WASM_ANYREF}
+    known = [(name, _bindings.wasm_valtype_new(kind)) for name, kind in kinds.items()]
+    return [*known, ("v128", _bindings.wasmtime_wasm_valtype_v128())]
 
 
 def _described(kind: object) -> ExternType:
