@@ -66,13 +66,13 @@ def run_in_child(run):
     return call
 
 
-def test_nothing_is_granted_by_default(run, capfd):
-    assert run(WasiOptions(), "arguments") == 0
-    assert run(WasiOptions(), "variables") == 0
-    assert run(WasiOptions(), "read") == 0
-    assert run(WasiOptions(), "directory", 3) == BAD_DESCRIPTOR
+def test_nothing_is_granted_by_default(run_in_child, capfd):
+    assert run_in_child(WasiOptions(), "arguments") == 0
+    assert run_in_child(WasiOptions(), "variables") == 0
+    assert run_in_child(WasiOptions(), "read") == 0
+    assert run_in_child(WasiOptions(), "directory", 3) == BAD_DESCRIPTOR
     for descriptor in (1, 2):
-        assert run(WasiOptions(), "write", descriptor) == 0
+        assert run_in_child(WasiOptions(), "write", descriptor) == 0
     assert capfd.readouterr() == ("", "")
 
 
