@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DIRECTORIES = ("shmwasm/guests", "examples")
+DIRECTORIES = ("shmwasm/guests", "examples", "benchmarks/guests")
 FLAGS = (
     "-target",
     "wasm32-freestanding",

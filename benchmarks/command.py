@@ -1,0 +1,44 @@
+"""The command: which topics to measure, and where the results go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+from benchmarks import access, calling, guest_blocks, leasing, python_blocks, scaling, spawning
+from benchmarks.context import Context
+from benchmarks.machine import facts
+from benchmarks.reporting import as_json, table
+from benchmarks.rows import Row
+
+TOPICS: Final[dict[str, Callable[[Context], Iterator[Row]]]] = {
+    module.TOPIC: module.rows for module in (access, guest_blocks, python_blocks, spawning, calling, leasing, scaling)
+}
+
+
+WIDTH: Final = 150
+"""Columns that the table needs; a narrower terminal wraps it."""
+
+
+@click.command(help=f"Measure what the project promises, each thing beside its peer. Topics: {', '.join(TOPICS)}.")
+@click.option("--only", "only", multiple=True, type=click.Choice(list(TOPICS)), help="Measure this topic; may be repeated.")
+@click.option("--quick", is_flag=True, help="Do a tenth of the work in a third of the rounds: to see that it runs.")
+@click.option("--json", "output", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Write the results there.")
+def main(only: tuple[str, ...], output: Path | None, *, quick: bool) -> None:
+    """Measure, print the table, write the results."""
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    before = facts()
+    measured: list[Row] = []
+    for topic in only or TOPICS:
+        with console.status(f"measuring: {topic}"):
+            measured += TOPICS[topic](Context(quick=quick))
+    console.print(table(measured))
+    if output is not None:
+        results = {"machine": before, "quick": quick, "rows": [as_json(row) for row in measured]}
+        output.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,115 @@
+"""What must not grow: the cost of malloc, of attaching, of a call, as heaps, live blocks and workers do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from benchmarks.context import MIB, Context, compile_natively, guest, guest_work
+from benchmarks.guest_blocks import beside_glibc
+from benchmarks.measuring import elapsed, interleave, median_elapsed, process_clock
+from benchmarks.rows import Budget, Row, at_most, compare, ratio_at_most
+from shmwasm import Instance, Module, Runtime
+
+TOPIC: Final = "scaling"
+SIZE: Final = 64
+FLAT: Final = ratio_at_most(1.25)
+"""Flat, as far as a busy machine shows."""
+
+LIVE_BLOCKS: Final = (1_000, 10_000, 100_000, 1_000_000)
+WORKERS: Final = (1, 2, 4, 8)
+HEAP_SIZES: Final = (64 * MIB, 256 * MIB, 1024 * MIB, 2048 * MIB)
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """Yield one curve after the other; each point is compared with the curve's first."""
+    with Runtime() as runtime:
+        module = runtime.load(guest("blocks"))
+        yield from _live_blocks(context, runtime, module)
+        yield from _workers(context, runtime, module)
+    with Runtime() as runtime:
+        yield from _heap_sizes(context, runtime)
+
+
+def _curve(what: str, points: list[str], values: list[list[float]], budget: Budget = FLAT) -> Iterator[Row]:
+    for point, measured in zip(points[1:], values[1:], strict=True):
+        yield compare(TOPIC, f"{what}, {point}", measured, points[0], values[0], budget=budget)
+
+
+def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:
+    """Malloc and free while so many other blocks live: of one size, and of many at random places beside glibc's."""
+    times = context.scaled(1_000_000)
+    native = compile_natively("blocks")
+    pairs: list[Callable[[], float]] = []
+    with contextlib.ExitStack() as stack:
+        instances: list[Instance] = []
+        for live in LIVE_BLOCKS:
+            heap = stack.enter_context(runtime.create_shared_heap(512 * MIB, reserve=False))
+            instance = stack.enter_context(runtime.spawn(module, shared_heap=heap))
+            if instance.call("keep", live, SIZE) != live:
+                raise MemoryError(f"the heap has no room for {live} blocks of {SIZE} bytes")
+            instances.append(instance)
+            pairs.append(guest_work(instance, "pairs", times, SIZE, divisor=times))
+        points = [f"{live:,} live" for live in LIVE_BLOCKS]
+        yield from _curve("guest malloc + free, 64 B", points, interleave(*pairs, rounds=context.rounds))
+        for live, instance, point in zip(LIVE_BLOCKS, instances, points, strict=True):
+            instance.call("drop")
+            instance.call("churn", 4 * live, live)
+            if native is not None:
+                native.churn(4 * live, live)
+            # This misses the caches as the number of live blocks grows, for glibc too.
+            what = f"guest: replace one at random, 16..527 B, {point}"
+            yield beside_glibc(context, TOPIC, what, (instance, native), ("churn", times, live))
+            if native is not None:
+                native.drop()
+
+
+def _workers(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:
+    """Malloc and free in one worker while the others do the same on the same heap."""
+    times = context.scaled(1_000_000)
+    with contextlib.ExitStack() as stack:
+        heap = stack.enter_context(runtime.create_shared_heap(64 * MIB))
+        instances = [stack.enter_context(runtime.spawn(module, shared_heap=heap)) for _ in range(max(WORKERS))]
+        clocks = [process_clock(instance.pid) for instance in instances]
+
+        def at_once(count: int) -> float:
+            def work() -> None:
+                for call in [instance.submit("pairs", times, SIZE) for instance in instances[:count]]:
+                    call.result()
+
+            return elapsed(work, clock=lambda: sum(clock() for clock in clocks[:count])) / times / count
+
+        values = interleave(*((lambda count=count: at_once(count)) for count in WORKERS), rounds=context.rounds)
+    yield from _curve(
+        f"guest malloc + free, 64 B, on {len(os.sched_getaffinity(0))} processors",
+        [f"{count} workers" if count > 1 else "1 worker" for count in WORKERS],
+        values,
+    )
+
+
+def _heap_sizes(context: Context, runtime: Runtime) -> Iterator[Row]:
+    """Creating a heap, which is linear as its memory is reserved, and attaching it, which is flat."""
+    gibibyte = 1024 * MIB
+    (created,) = interleave(lambda: elapsed(lambda: runtime.create_shared_heap(gibibyte).close()), rounds=context.rounds)
+    yield compare(TOPIC, "create and close a heap of 1 GiB, reserved", created, budget=at_most(0.5))
+    module = runtime.load(guest("calls"))
+    times = context.scaled(200)
+    with contextlib.ExitStack() as stack:
+
+        def attaching(size: int) -> Callable[[], float]:
+            heap = stack.enter_context(runtime.create_shared_heap(size))
+            instance = stack.enter_context(runtime.spawn(module))
+            block = heap.malloc(16).address
+
+            def attach() -> None:
+                instance.attach_shared_heap(heap)
+                instance.call("touch", block, 1)
+                instance.detach_shared_heap()
+
+            return lambda: median_elapsed(attach, times)
+
+        subjects = [attaching(size) for size in HEAP_SIZES]
+        values = interleave(*subjects, rounds=context.rounds)
+    yield from _curve("attach, call, detach", [f"{size // MIB} MiB" for size in HEAP_SIZES], values)
