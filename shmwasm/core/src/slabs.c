@@ -261,6 +261,8 @@ u32 released_ranges(heap *h, u32 keep) {
     }
     h->interrupted--;
     h->release_due = 0;
+    /* What is given up may be leased again: the coordinator sees the release before it sees the next request. */
+    if (found) h->refused_slabs = NO_SLAB;
     return found;
 }
 
