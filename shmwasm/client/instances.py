@@ -152,23 +152,22 @@ class Instance:
             UnsupportedError: The module exports no memory.
         """
         self._receiver.check_may_block()
-        answered: Future[tuple[messages.MemoryShared, list[int]]] = Future()
+        answered: Future[memoryview] = Future()
 
         def ended(message: messages.MemoryShared | None, descriptors: list[int], error: BaseException | None) -> None:
-            if message is None:
-                answered.set_exception(error)
-            else:
-                answered.set_result((message, descriptors))
+            # The descriptor comes once, with the first of several answers: it is mapped where they arrive in order.
+            try:
+                if message is None:
+                    answered.set_exception(error)
+                else:
+                    answered.set_result(self._memory_as_of(message, descriptors))
+            except errors.ShmwasmError as failure:
+                answered.set_exception(failure)
+            finally:
+                close_descriptors(descriptors)
 
         self._path.share_memory(ended)
-        message, descriptors = answered.result()
-        if descriptors:
-            if self._memory is None:
-                self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
-            close_descriptors(descriptors)
-        if self._memory is None:
-            raise errors.ProtocolError("the worker shared its memory without a descriptor")
-        return self._memory.view[: message.size]
+        return answered.result()
 
     def call(self, export: str, *arguments: Value, timeout: float | None = None) -> Result:
         """Call an exported function and wait for its result.
@@ -219,11 +218,10 @@ class Instance:
 
         Args:
             shared_heap: The head of the chain.
-            read_only: Whether stores into it trap.
+            read_only: Whether stores into it trap. Stores into a heap that was made `read_only` always do.
 
         Raises:
             AttachError: Something is attached already, linear memory reaches the window, or the heap is no head. Nothing changed.
-            ArgumentError: It is no heap of this runtime.
         """
         self._require_open()
         chain_head = self._number_of(shared_heap)
@@ -306,6 +304,13 @@ class Instance:
         if self._memory is not None:
             self._memory.close()
         self._forget(self)
+
+    def _memory_as_of(self, message: messages.MemoryShared, descriptors: list[int]) -> memoryview:
+        if self._memory is None:
+            if not descriptors:
+                raise errors.ProtocolError("the worker shared its memory without a descriptor")
+            self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
+        return self._memory.view[: message.size]
 
     def _kill_overdue(self) -> None:
         """Kill the worker from the receiver thread, which cannot wait for the answer."""

@@ -62,6 +62,7 @@ class Runtime:
             channel = connect_to(connect)
         self._closed: str | None = None
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
         self._heaps: dict[int, SharedHeap] = {}
         self._chains: dict[int, list[int]] = {}
         self._instances: dict[int, Instance] = {}
@@ -149,7 +150,7 @@ class Runtime:
             return self._add_heap(opened, segment.descriptor, descriptors, prefault=prefault)
 
     def open_shared_heap(self, name: str) -> SharedHeap:
-        """Open a heap that some client of the same coordinator created under that name.
+        """Open a heap that some client of the same coordinator created under that name; the same heap object every time.
 
         Raises:
             UnknownHeapError: There is none.
@@ -400,17 +401,20 @@ class Runtime:
 
     def _open_heap(self, wanted: messages.OpenHeap) -> SharedHeap:
         self._require_open()
-        opened, descriptors = self._connection.request(
-            messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=wanted.token, name=wanted.name)
-        )
-        known = self._heaps.get(opened.heap.heap)
-        if known is not None:
-            close_descriptors(descriptors)
-            return known
-        try:
-            return self._add_heap(opened, descriptors[0], descriptors[1:], prefault=False)
-        finally:
-            os.close(descriptors[0])
+        with self._opening:
+            opened, descriptors = self._connection.request(
+                messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=wanted.token, name=wanted.name)
+            )
+            known = self._heaps.get(opened.heap.heap)
+            if known is not None:
+                # The coordinator counts how often a heap is opened; the one object closes it once.
+                close_descriptors(descriptors)
+                self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=known.number))
+                return known
+            try:
+                return self._add_heap(opened, descriptors[0], descriptors[1:], prefault=False)
+            finally:
+                os.close(descriptors[0])
 
     def _add_heap(self, opened: messages.HeapOpened, segment: int, metadata: Sequence[int], *, prefault: bool) -> SharedHeap:
         """Map a heap into this process. The descriptors of `metadata` are closed; `segment` stays the caller's."""
