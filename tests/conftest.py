@@ -61,4 +61,5 @@ def runtime() -> Iterator[Runtime]:
 def shared_runtime() -> Iterator[Runtime]:
     """One private runtime for all tests of a process (an xdist worker has its own); what a test makes in it, it must close."""
     with Runtime() as shared:
+        shared.create_shared_heap(1).close()  # what is made at the first use is nobody's leftover
         yield shared

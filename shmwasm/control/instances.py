@@ -49,7 +49,7 @@ class InstanceDesk:
         """
         if message.quota < 0:
             raise errors.ArgumentError(f"quota {message.quota} is negative")
-        chain = self._attachable(client, message.chain_head, read_only=message.read_only) if message.chain_head else []
+        chain = self._attachable(client, message.chain_head) if message.chain_head else []
         number = self._state.number_peer()
         if not self._state.launcher_alive:
             raise errors.InstantiationError(number, "the launcher process is gone")
@@ -74,7 +74,7 @@ class InstanceDesk:
             WorkerLostError: The instance is gone.
         """
         worker = self._running(client, message.instance)
-        chain = self._attachable(client, message.chain_head, read_only=message.read_only)
+        chain = self._attachable(client, message.chain_head)
         following = step(ATTACHMENT, worker.attachment, AttachmentInput.ATTACH)
         if following is None:
             raise errors.AttachError(worker.chain[0].name, f"instance {worker.number} {_WHY_NOT_ATTACH[worker.attachment]}")
@@ -147,14 +147,11 @@ class InstanceDesk:
             raise errors.ClosedError(f"instance {instance}")
         return worker
 
-    def _attachable(self, client: Client, head: int, *, read_only: bool) -> list[Heap]:
+    def _attachable(self, client: Client, head: int) -> list[Heap]:
         heap = self._state.heaps.opened(head, client.number)
         if heap.below is not None:
             raise errors.AttachError(heap.name, "it is a body, not the head of its chain")
-        chain = heap.chain()
-        if not read_only and all(member.read_only for member in chain):
-            raise errors.AttachError(heap.name, "it may only be attached for reading (read_only=True)")
-        return chain
+        return heap.chain()
 
     @staticmethod
     def _bind(worker: Worker, chain: list[Heap], *, read_only: bool) -> None:

@@ -340,7 +340,7 @@ class Coordinator:
     def _report(self, message: messages.Status) -> messages.StatusReport:
         return messages.StatusReport(
             request=message.request,
-            clients=sum(client.greeted for client in self._state.clients.values()),
+            clients=sum(client.greeted and client.connected for client in self._state.clients.values()),
             heaps=[_heap_report(heap) for heap in self._state.heaps],
             workers=[_worker_report(worker) for worker in self._state.workers.values()],
         )

@@ -52,14 +52,11 @@ def test_a_read_only_grant_has_a_read_only_descriptor_and_no_metadata(shell, cli
     assert worker in shell.killed
 
 
-def test_a_heap_that_nobody_may_write_is_attached_only_for_reading(shell, client):
+def test_a_heap_that_nobody_may_write_is_granted_for_reading_alone(shell, client):
     file = shell.create(client, managed=False, read_only=True, name="file")
-    worker = shell.spawn(client)
-    with pytest.raises(errors.AttachError, match="read_only=True"):
-        shell.attach(client, worker, file)
-    with pytest.raises(errors.AttachError, match="read_only=True"):
-        shell.begin_spawn(client, file)
-    shell.attach(client, worker, file, read_only=True)
+    shell.spawn(client, file)
+    assert [grant.writable for grant in shell.forked[0].grants] == [False]
+    assert shell.forked[0].descriptors[-1] == SegmentDescriptor(file, read_only=True)
 
 
 def test_beside_a_writable_heap_a_read_only_one_is_granted_for_reading(shell, client):
