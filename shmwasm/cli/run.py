@@ -68,12 +68,11 @@ def run(
 
     ARGUMENTS are numbers, read as the function's parameter types demand. A WASI command (a program with main) gets them as its
     command line instead; write `--` before arguments that look like options. A WASI guest is granted nothing but its output and
-    what --dir and --env give it.
+    what --dir and --env give it; its standard input is empty.
     """
     grants = WasiOptions(
         args=[str(module), *arguments],
         env=_split(environment, "=", "--env"),
-        stdin="inherit",
         stdout="inherit",
         stderr="inherit",
         preopens=_split(directories, "::", "--dir"),
