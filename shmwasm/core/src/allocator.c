@@ -16,17 +16,33 @@ INLINE u32 commit(const front *f, u8 *state) {
     return (u32)((uintptr_t)state << GRANULE_SHIFT) + f->bias;
 }
 
-/* A small block from its class's stack, or 0. */
-INLINE u32 malloc_fast(const front *f, u32 size) {
-    if (UNLIKELY(size > MAXIMUM_SMALL)) return 0;
-    u8 *state = pop(&f->stacks[class_of_granules[(size + GRANULE - 1) / GRANULE]]);
-    if (UNLIKELY(state == NULL)) return 0;
-    return commit(f, state);
+/* A small block off its class's stack, or null. */
+INLINE u8 *take_fast(const front *f, u32 size) {
+    if (UNLIKELY(size > MAXIMUM_SMALL)) return NULL;
+    return pop(&f->stacks[class_of_granules[(size + GRANULE - 1) / GRANULE]]);
+}
+
+/* Lets the owner of a block that was just freed find it. Looks before it writes, to leave the line to the others.
+ * Atomic, as everybody sets bits. The load pairs with the exchange in collect_slab: a bit that is read as set will be cleared later,
+ * and only then are the states read. By now the slab may even have another owner; then the bit is a false hint, and harmless. */
+INLINE void mark_dirty(descriptor *d, u32 granule) {
+    u64 bit = (u64)1 << (granule / LINE_GRANULES % 64);
+    if (!(__atomic_load_n(&d->dirty, __ATOMIC_SEQ_CST) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
+}
+
+/* The commit of a remote free, and its judge: a live state is where a block starts, and of all who free it only one finds it live.
+ * Releases what this process wrote to the block to the owner, who reads the state before it reuses the block. If we die before, the
+ * block is live; if after, it is freed, though without the dirty bit the owner finds it only at its next trim. */
+INLINE u32 free_remotely(descriptor *d, u8 *state, u32 granule) {
+    u8 expected = STATE_LIVE;
+    if (!__atomic_compare_exchange_n(state, &expected, STATE_REMOTE_FREED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return 0;
+    mark_dirty(d, granule);
+    return 1;
 }
 
 /* Frees a live small block of this process onto its class's stack. False, with nothing changed, if it is not such a block or the
- * stack is full. Two threads of execution that free one block at the same instant are one double free that may go unseen: this
- * path has no atomic. The block is then in the stack once, and nothing is corrupt. */
+ * stack is full. Two threads of execution that free one block at the same instant are one double free that may go unseen if one
+ * of them is its owner: this path has no atomic. The block is then in the stack once, and nothing is corrupt. */
 INLINE u32 free_fast(const front *f, u32 address) {
     u32 offset = address - f->start;
     if (UNLIKELY(offset >= f->bytes)) return 0;
@@ -38,6 +54,21 @@ INLINE u32 free_fast(const front *f, u32 address) {
     if (UNLIKELY(s->top == s->limit)) return 0;
     plain_store(state, STATE_FREE);
     push(s, state);
+    return 1;
+}
+
+/* The next most frequent frees: of a block of another process, and of one of ours whose stack is full. False, with nothing changed,
+ * for all others. */
+INLINE u32 free_second_fast(const front *f, u32 address) {
+    u32 offset = address - f->start, granule = offset / GRANULE;
+    if (offset >= f->bytes || offset % GRANULE != 0) return 0;
+    descriptor *d = &f->descriptors[granule / GRANULES_PER_SLAB];
+    u8 *state = f->states + granule;
+    u32 owner = plain_load(&d->owner);
+    if (owner != f->fast_owner) return f->may_free_remotely && owner != OWNER_NOBODY && free_remotely(d, state, granule);
+    if (plain_load(state) != STATE_LIVE || plain_load(&d->class) > SIZE_CLASSES) return 0;
+    plain_store(state, STATE_FREE);
+    mark_dirty(d, granule);
     return 1;
 }
 
@@ -146,28 +177,15 @@ static u32 free_own(heap *h, descriptor *d, u32 offset) {
     stack *s = &h->stacks[class & (STACKS - 1)];
     if (s->top != s->limit) {
         push(s, state);
-        return STATUS_OK;
+    } else {
+        mark_dirty(d, offset / GRANULE);
     }
-    u64 bit = (u64)1 << (offset / (GRANULE * LINE_GRANULES) % 64);
-    /* Atomic because other processes set bits too. Publishes nothing: only this process collects. */
-    if (!(plain_load(&d->dirty) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
     return STATUS_OK;
 }
 
-static u32 free_foreign(heap *h, descriptor *d, u32 offset) {
+static u32 free_foreign(const heap *h, descriptor *d, u32 offset) {
     if (h->flags & FLAG_OWNER_FREES_ONLY) return STATUS_NOT_OWNER;
-    /* The commit of a remote free, and its judge: of all who free this block only one finds it live. Releases what this process
-     * wrote to the block to the owner, who reads the state before it reuses the block. If we die before, the block is live; if
-     * after, it is freed, though without the dirty bit the owner finds it only at its next trim. */
-    u8 expected = STATE_LIVE;
-    u8 *state = &h->front.states[offset >> GRANULE_SHIFT];
-    if (!__atomic_compare_exchange_n(state, &expected, STATE_REMOTE_FREED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return STATUS_NOT_LIVE;
-    u64 bit = (u64)1 << (offset / (GRANULE * LINE_GRANULES) % 64);
-    /* Looks before it writes, to leave the line to the owner. Pairs with the exchange in collect_slab: a bit that is read as set
-     * will be cleared later, and only then are the states read. The slab may have got another owner by now; then the bit is a
-     * false hint, and harmless. */
-    if (!(__atomic_load_n(&d->dirty, __ATOMIC_SEQ_CST) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
-    return STATUS_OK;
+    return free_remotely(d, &h->front.states[offset >> GRANULE_SHIFT], offset / GRANULE) ? STATUS_OK : STATUS_NOT_LIVE;
 }
 
 /* Frees the block at an offset of the heap. */
@@ -186,8 +204,8 @@ u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
     heap *h = heap_at(slot);
     if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || alignment == 0 || (alignment & (alignment - 1)))) return STATUS_BAD_ARGUMENT;
     if (LIKELY(alignment <= MINIMUM_ALIGNMENT)) {
-        u32 address = malloc_fast(&h->front, size);
-        if (LIKELY(address != 0)) return address;
+        u8 *state = take_fast(&h->front, size);
+        if (LIKELY(state != NULL)) return commit(&h->front, state);
     }
     outcome o = allocate(h, size, alignment);
     return o.state ? commit(&h->front, o.state) : o.status | o.class << ANSWER_CLASS_SHIFT;
@@ -197,7 +215,7 @@ u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
 u32 EXPORT(heap_free)(u32 address, u32 slot) {
     heap *h = heap_at(slot);
     if (UNLIKELY(h == NULL)) return STATUS_BAD_ARGUMENT;
-    if (LIKELY(free_fast(&h->front, address))) return STATUS_OK;
+    if (LIKELY(free_fast(&h->front, address)) || free_second_fast(&h->front, address)) return STATUS_OK;
     u32 offset = address - h->front.start;
     return offset < h->front.bytes ? free_block(h, offset) : STATUS_WILD;
 }
@@ -295,7 +313,7 @@ static void guest_free_in(heap *h, u32 address) {
 }
 
 static __attribute__((noinline)) void guest_free_slow(u32 address) {
-    if (address == 0) return;
+    if (address == 0 || free_second_fast(&chain_front, address)) return;
     for (u32 i = 0; i < chain_length; i++) {
         if (address - chain[i]->front.start < chain[i]->front.bytes) {
             guest_free_in(chain[i], address);
@@ -307,8 +325,8 @@ static __attribute__((noinline)) void guest_free_slow(u32 address) {
 
 u32 EXPORT(shared_heap_malloc)(u32 size) {
     if (LIKELY(chain_front.stacks != NULL)) {
-        u32 address = malloc_fast(&chain_front, size);
-        if (LIKELY(address != 0)) return address;
+        u8 *state = take_fast(&chain_front, size);
+        if (LIKELY(state != NULL)) return commit(&chain_front, state);
     }
     return guest_malloc_slow(size);
 }

@@ -46,6 +46,7 @@ typedef struct {
     u32 bytes;      /* size of the data segment */
     u32 bias;       /* app address of a block = 16 * (address of its state byte) + bias */
     u32 fast_owner; /* the owner whose blocks the fast path of free may take; NO_OWNER where a free needs more work */
+    u32 may_free_remotely; /* that a fast path may free blocks of others */
     u8 *states;
     descriptor *descriptors;
     stack *stacks;

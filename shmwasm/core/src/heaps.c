@@ -110,6 +110,7 @@ u32 EXPORT(heap_open)(u32 slot, uintptr_t metadata, u32 start, u32 owner) {
     h->flags = head->flags;
     h->owner = owner;
     h->front.fast_owner = head->flags & FLAG_SCRUB ? NO_OWNER : owner;
+    h->front.may_free_remotely = head->flags == 0;
     h->front.descriptors = (descriptor *)(metadata + DESCRIPTORS_OFFSET);
     h->front.states = (u8 *)metadata + DESCRIPTORS_OFFSET + sections(head->slabs * DESCRIPTOR_SIZE);
     h->front.stacks = h->stacks;
