@@ -14,7 +14,15 @@ from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription
 from shmwasm.engine.traps import describe
 from shmwasm.engine.wasi import grant_wasi
 from shmwasm.engine.windows import SharedLinearMemory, Window
-from shmwasm.errors import ArgumentError, InstantiationError, ModuleError, UnknownExportError, UnsupportedError
+from shmwasm.errors import (
+    ArgumentError,
+    HostFunctionError,
+    InstantiationError,
+    ModuleError,
+    ShmwasmError,
+    UnknownExportError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from shmwasm.protocol.messages import WasiOptions
@@ -105,6 +113,10 @@ class Guest:
             self._exports = nest.linker.instantiate(store, module).exports(store)
         except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
             raise InstantiationError(number, describe(failure).message) from None
+        except HostFunctionError as failure:
+            raise InstantiationError(number, failure.trap) from None
+        except ShmwasmError as failure:
+            raise InstantiationError(number, str(failure)) from None
         self.window = self._open_window(description)
         """Where a chain can be attached; None if the module exports no 32-bit memory."""
 

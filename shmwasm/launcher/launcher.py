@@ -80,6 +80,7 @@ class Launcher:
             pass  # the coordinator went between two messages
         finally:
             self._kill_all()
+            self._modules.close()
 
     def _serve_once(self) -> bool:
         """Handle what has arrived; return whether the coordinator is still there."""
@@ -101,8 +102,7 @@ class Launcher:
             launcher = os.getpid()
             pid = os.fork()
             if pid == 0:
-                self._close_own(descriptors[0])
-                _become_worker(launcher, message, descriptors, Ground(self._nest, self._attachment, *module))
+                self._become_worker(launcher, message, descriptors, module)
             child = _Child(message.worker, pid, _watch(pid))
         except (ShmwasmError, OSError) as error:
             self._channel.send(codec.encode(messages.ForkFailed(worker=message.worker, reason=str(error))))
@@ -114,10 +114,16 @@ class Launcher:
         self._poll.register(child.pidfd, select.POLLIN)
         self._channel.send(codec.encode(messages.Forked(worker=child.worker, pid=pid)), [child.pidfd])
 
-    def _close_own(self, artifact: int) -> None:
-        """Close what is the launcher's own, in a forked child. The engine's descriptors, of code and of data segments, stay."""
-        for descriptor in (artifact, self._channel.fileno(), *self._children):
-            os.close(descriptor)
+    def _become_worker(self, launcher: int, message: messages.Fork, descriptors: Sequence[int], module: ReadyModule) -> NoReturn:
+        """Turn the forked child into a worker. Nothing of the launcher's runs in it any more."""
+        try:
+            # What is the launcher's own goes. The engine's descriptors stay: it maps data segments out of the modules' files.
+            for descriptor in (descriptors[0], self._channel.fileno(), *self._children):
+                os.close(descriptor)
+            run_worker(launcher, message, descriptors, Ground(self._nest, self._attachment, *module))
+        except BaseException:  # noqa: BLE001 - whatever it is, it ends with this process and not in the launcher's code
+            traceback.print_exc()
+        leave(os.EX_SOFTWARE)
 
     def _load(self, message: messages.Fork, descriptors: Sequence[int]) -> ReadyModule:
         """Return the module to fork with, having checked that a fork is safe.
@@ -172,12 +178,3 @@ def _watch(pid: int) -> int:
         raise
     assert pidfd is not None, "a child that was not reaped has a pidfd"
     return pidfd
-
-
-def _become_worker(launcher: int, message: messages.Fork, descriptors: Sequence[int], ground: Ground) -> NoReturn:
-    """Turn the forked child into a worker. Nothing of the launcher's runs in it any more."""
-    try:
-        run_worker(launcher, message, descriptors, ground)
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends with this process and not in the launcher's code
-        traceback.print_exc()
-    leave(os.EX_SOFTWARE)

@@ -39,6 +39,13 @@ class ModuleCache:
             code = deserialize(self._engine, artifact)
             module = self._modules[key] = ReadyModule(code, describe(code))
             if len(self._modules) > CAPACITY:
-                self._modules.popitem(last=False)
+                _, dropped = self._modules.popitem(last=False)
+                dropped.code.close()
         self._modules.move_to_end(key)
         return module
+
+    def close(self) -> None:
+        """Drop all modules."""
+        while self._modules:
+            _, dropped = self._modules.popitem()
+            dropped.code.close()

@@ -134,9 +134,9 @@ class Attachment:
 
     def refuse(self, address: AppAddress, reason: str) -> NoReturn:
         """End the guest's call, which freed what is no live block (see `CoreHooks`)."""
-        inside = (heap for heap in self._heaps if heap.grant.start <= address < heap.grant.start + heap.grant.size)
-        heap = next(inside, None)
-        raise InvalidFreeError(heap.grant.name if heap else "", address, reason)
+        inside = [heap for heap in self._heaps if heap.grant.start <= address < heap.grant.start + heap.grant.size]
+        name = next((heap.grant.name for heap in inside + self._heaps), "(none)")
+        raise InvalidFreeError(name, address, reason)
 
     def scrub(self, address: AppAddress, size: int) -> None:
         """Clear a block that the guest frees, through the guest's own mapping (see `CoreHooks`)."""

@@ -147,22 +147,22 @@ class Instance:
                     guest.resume_from_interruption()
         if stopped.description.exit_code == 0 and not function.type.results:
             return ()
-        raise self._error(call, stopped, late=late) from None
+        if late and stopped.description.interrupted:
+            raise CallTimeoutError(self.number, call.export, call.timeout) from None
+        raise self._error(call.export, stopped) from None
 
-    def _error(self, call: messages.Call, stopped: GuestTrapError, *, late: bool) -> ShmwasmError:
-        """Return what the caller is told of a guest that stopped."""
+    def _error(self, export: str, stopped: GuestTrapError) -> ShmwasmError:
+        """Return what the caller of `export` is told of a guest that stopped."""
         trap = stopped.description
         match stopped.__cause__:
             case HostFunctionError() as raised:
-                return replace(raised, instance=self.number, export=call.export, backtrace=trap.backtrace)
+                return replace(raised, instance=self.number, export=export, backtrace=trap.backtrace)
             case InvalidFreeError() as refused:
-                return WorkerTrapError(self.number, call.export, str(refused), INVALID_FREE, trap.backtrace)
+                return WorkerTrapError(self.number, export, str(refused), INVALID_FREE, trap.backtrace)
             case ShmwasmError() as failure:
                 return failure
-            case _ if late and trap.interrupted:
-                return CallTimeoutError(self.number, call.export, call.timeout)
             case _:
-                return trap.to_error(self.number, call.export)
+                return trap.to_error(self.number, export)
 
     def _initialize(self) -> None:
         guest = self._running_guest()
@@ -170,7 +170,9 @@ class Instance:
             try:
                 guest.function(_INITIALIZE).call(())
             except GuestTrapError as stopped:
-                raise InstantiationError(self.number, f"its {_INITIALIZE} stopped: {stopped}") from None
+                error = self._error(_INITIALIZE, stopped)
+                reason = error.trap if isinstance(error, WorkerTrapError) else error
+                raise InstantiationError(self.number, f"its function {_INITIALIZE!r} stopped: {reason}") from None
 
     def _enter(self, directory: str) -> None:
         if directory:

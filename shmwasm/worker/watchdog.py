@@ -31,6 +31,7 @@ class Watchdog:
         self._deadline: float | None = None
         self._wakes_at: float | None = None
         self._fired = False
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     def arm(self, timeout: float) -> None:
@@ -50,9 +51,17 @@ class Watchdog:
             self._deadline = None
             return self._fired
 
+    def close(self) -> None:
+        """End the thread, if there is one. May be called twice."""
+        with self._lock:
+            self._closed = True
+            self._armed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
     def _watch(self) -> None:
         with self._lock:
-            while True:
+            while not self._closed:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     self._deadline = None
                     self._fired = True

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import shmwasm.core
 from shmwasm import errors
-from shmwasm.engine.modules import CompiledModule, compile_module
+from shmwasm.addresses import SLAB_SIZE, WINDOW_END, AppAddress
+from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, metadata_size
+from shmwasm.engine.config import new_engine
+from shmwasm.engine.guests import new_store
+from shmwasm.engine.modules import CompiledModule, compile_module, deserialize
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.programs import start_program
+from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
+from shmwasm.protocol.messages import COORDINATOR
 
 PATIENCE = 30.0
 
@@ -92,6 +96,7 @@ class LauncherHandle:
         self.workers: list[WorkerHandle] = []
         self._numbers = itertools.count(2)
         self._modules: list[CompiledModule] = []
+        self._exited: set[int] = set()
 
     def hear(self) -> Any:
         """Return what the launcher says next, having kept the pidfd of a `Forked`."""
@@ -101,6 +106,8 @@ class LauncherHandle:
         if isinstance(message, messages.Forked):
             worker = next(worker for worker in self.workers if worker.number == message.worker)
             worker.pid, worker.pidfd = message.pid, packet[1][0]
+        if isinstance(message, messages.Exited):
+            self._exited.add(message.worker)
         return message
 
     def compile(self, text: str) -> CompiledModule:
@@ -140,11 +147,23 @@ class LauncherHandle:
         assert message == messages.Ready()
         return worker
 
+    def release(self) -> None:
+        """Go as the client of every worker goes, and wait until they are gone."""
+        living = {worker.number for worker in self.workers if worker.pid}
+        for worker in self.workers:
+            worker.close()
+        while living - self._exited:
+            self.hear()
+        self.workers.clear()
+        while self._modules:
+            self._modules.pop().close()
+
     def close(self) -> None:
         """Go as a coordinator goes, and wait for the launcher to end."""
         self.channel.close()
         try:
-            assert self.process.wait(PATIENCE) == 0
+            if self.process.poll() is None:
+                assert self.process.wait(PATIENCE) == 0
         finally:
             self.process.kill()
             self.process.wait()
@@ -154,14 +173,101 @@ class LauncherHandle:
                 module.close()
 
 
+class ManagedHeap:
+    """A managed heap and its authority, as a coordinator has them; leases are granted slab by slab, from the first."""
+
+    NAME = "frames"
+    NUMBER = 5
+
+    def __init__(self, core: CompiledModule, *, slabs: int, scrub: bool = False) -> None:
+        engine = new_engine(parallel_compilation=False)
+        self._store = new_store(engine)
+        self._code = deserialize(engine, core.descriptor)
+        self.core = Core(self._store, self._code, owner=COORDINATOR, hooks=_NoHooks())
+        self.segment = Segment.create(slabs * SLAB_SIZE, name_for_errors=self.NAME)
+        self.metadata = Segment.create(metadata_size(slabs), name_for_errors=self.NAME)
+        self.authority = HeapAuthority.create(
+            self.core, self.metadata.descriptor, slabs=slabs, identity=self.NUMBER, name=self.NAME, scrub=scrub
+        )
+        self.grant = messages.Grant(
+            heap=self.NUMBER,
+            name=self.NAME,
+            start=WINDOW_END - self.segment.size,
+            size=self.segment.size,
+            writable=True,
+            managed=True,
+            metadata_size=self.metadata.size,
+            scrub=scrub,
+        )
+        self.descriptors = [self.segment.descriptor, self.metadata.descriptor]
+        self._next = 0
+
+    def grant_lease(self, worker: WorkerHandle, asked: messages.Lease) -> None:
+        """Grant what the worker asked for."""
+        self.authority.assign(self._next, asked.slabs, worker.number)
+        granted = messages.SlabRange(self._next, asked.slabs)
+        self._next += asked.slabs
+        worker.tell(messages.Leased(request=asked.request, ranges=[granted]))
+
+    def close(self) -> None:
+        """Close the segments."""
+        self.segment.close()
+        self.metadata.close()
+        self._store.close()
+        self._code.close()
+
+
+class _NoHooks:
+    def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
+        raise AssertionError
+
+    def release(self, slot: HeapSlot, ranges: list[messages.SlabRange]) -> None:
+        raise AssertionError
+
+    def refuse(self, address: AppAddress, reason: str) -> None:
+        raise AssertionError
+
+    def scrub(self, address: AppAddress, size: int) -> None:
+        raise AssertionError
+
+
 @pytest.fixture(scope="session")
 def compiled_core() -> Iterator[CompiledModule]:
-    with compile_module(Path(shmwasm.core.__file__).with_name("core.wasm")) as module:
+    with compile_module(CORE_MODULE) as module:
         yield module
 
 
-@pytest.fixture
-def launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
+@pytest.fixture(scope="session")
+def _lasting_launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
     handle = LauncherHandle(compiled_core)
     yield handle
     handle.close()
+
+
+@pytest.fixture
+def launcher(_lasting_launcher: LauncherHandle) -> Iterator[LauncherHandle]:
+    """A launcher for workers that end with the test; not to be ended itself."""
+    yield _lasting_launcher
+    _lasting_launcher.release()
+
+
+@pytest.fixture
+def own_launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
+    """A launcher of the test's own."""
+    handle = LauncherHandle(compiled_core)
+    yield handle
+    handle.close()
+
+
+@pytest.fixture
+def heap(compiled_core: CompiledModule) -> Iterator[ManagedHeap]:
+    made = ManagedHeap(compiled_core, slabs=16)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def scrubbed_heap(compiled_core: CompiledModule) -> Iterator[ManagedHeap]:
+    made = ManagedHeap(compiled_core, slabs=16, scrub=True)
+    yield made
+    made.close()
