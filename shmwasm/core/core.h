@@ -99,7 +99,7 @@
 /* An allocation that failed answers `status + (class << ANSWER_CLASS_SHIFT)`, which is below MAXIMUM_SMALL; no app address is. */
 #define ANSWER_CLASS_SHIFT 8
 
-/* What `verify` finds broken: it answers one of these, and leaves the slab and the heap offset in the first words of the exchange buffer. */
+/* What `verify` finds broken: it answers one of these, and leaves slab and heap offset in the first words of the exchange buffer. */
 #define BROKEN_HEADER 1        /* the header does not describe this heap */
 #define BROKEN_FREE_SLAB 2     /* a free slab has a class */
 #define BROKEN_CLASS 3         /* a slab has a class that does not exist */

@@ -23,8 +23,8 @@ INLINE u8 *take_fast(const front *f, u32 size) {
 }
 
 /* Lets the owner of a block that was just freed find it. Looks before it writes, to leave the line to the others.
- * Atomic, as everybody sets bits. The load pairs with the exchange in collect_slab: a bit that is read as set will be cleared later,
- * and only then are the states read. By now the slab may even have another owner; then the bit is a false hint, and harmless. */
+ * Atomic, as everybody sets bits. The load pairs with the exchange in collect_slab: a bit that is read as set will be cleared
+ * later, and only then are the states read. By now the slab may even have another owner; then the bit is a false hint, and harmless. */
 INLINE void mark_dirty(descriptor *d, u32 granule) {
     u64 bit = (u64)1 << (granule / LINE_GRANULES % 64);
     if (!(__atomic_load_n(&d->dirty, __ATOMIC_SEQ_CST) & bit)) __atomic_fetch_or(&d->dirty, bit, __ATOMIC_SEQ_CST);
@@ -92,8 +92,8 @@ static u32 is_refused(const heap *h, u32 slabs) {
     return generation == h->refused_generation && slabs >= h->refused_slabs;
 }
 
-/* True if a trim may make slabs unused since the last one. A trim empties all stacks, so a block that this process freed since is in
- * one. Blocks that others freed leave no such trace: for them it says yes often enough that failing costs O(SWEEP_SLABS) a call. */
+/* True if a trim may make slabs unused since the last one. A trim empties all stacks, so a block that this process freed since is
+ * in one. Blocks that others freed leave no such trace: for them it says yes often enough that failing costs O(SWEEP_SLABS) a call. */
 static u32 is_trim_hopeful(heap *h) {
     h->failures++;
     if (h->failures >= h->owned / SWEEP_SLABS) return 1;
@@ -202,7 +202,8 @@ static u32 free_block(heap *h, u32 offset) {
  * The order of the parameters lets the host keep all but the first prepared. */
 u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
     heap *h = heap_at(slot);
-    if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || alignment == 0 || (alignment & (alignment - 1)))) return STATUS_BAD_ARGUMENT;
+    u32 is_power = alignment != 0 && (alignment & (alignment - 1)) == 0;
+    if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || !is_power)) return STATUS_BAD_ARGUMENT;
     if (LIKELY(alignment <= MINIMUM_ALIGNMENT)) {
         u8 *state = take_fast(&h->front, size);
         if (LIKELY(state != NULL)) return commit(&h->front, state);

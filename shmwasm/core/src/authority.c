@@ -41,7 +41,7 @@ u32 EXPORT(slab_assign)(u32 slot, u32 first, u32 count, u32 owner) {
     for (u32 slab = first; slab < first + count; slab++) {
         descriptor *d = descriptor_at(h, slab);
         plain_store(&d->reserved, 1);
-        plain_store(&d->owner, owner); /* if we die here, these slabs are leased to `owner`, which may be told, or die in its time */
+        plain_store(&d->owner, owner); /* the commit; if we die here the slab is `owner`'s, and is taken back when that dies */
     }
     return STATUS_OK;
 }
@@ -141,7 +141,8 @@ u32 EXPORT(find_adopted)(u32 slot, u32 class) {
     if (h == NULL || class == 0 || class > SIZE_CLASSES) return NO_SLAB;
     for (u32 slab = 0; slab < h->slabs; slab++) {
         descriptor *d = descriptor_at(h, slab);
-        if (plain_load(&d->owner) == OWNER_COORDINATOR && plain_load(&d->class) == class && has_free_block(h, class, slab)) return slab;
+        if (plain_load(&d->owner) != OWNER_COORDINATOR || plain_load(&d->class) != class) continue;
+        if (has_free_block(h, class, slab)) return slab;
     }
     return NO_SLAB;
 }

@@ -11,8 +11,8 @@
  *     first slab (index CLASS_LARGE); one that it has given up is in none.
  *
  * An engine may interrupt the core (epoch trap) at a function's entry and at a loop's back edge, and nowhere else. So what must
- * happen together is inlined and has no loop; and longer work is bracketed by `interrupted`, which asks for a trim when it is found set. That trim rebuilds the rings and
- * finds what no ring and no dirty bit leads to.
+ * happen together is inlined and has no loop; and longer work is bracketed by `interrupted`, which asks for a trim when it is found
+ * set. That trim rebuilds the rings and finds what no ring and no dirty bit leads to.
  */
 #ifndef SHMWASM_HEAP_H
 #define SHMWASM_HEAP_H
@@ -90,8 +90,6 @@ INLINE descriptor *descriptor_at(const heap *h, u32 slab) {
     if (UNLIKELY(slab >= h->slabs)) __builtin_trap(); /* a corrupt link must not lead out of the segment */
     return &h->front.descriptors[slab];
 }
-
-INLINE u32 slab_of(const heap *h, const u8 *state) { return (u32)(state - h->front.states) / GRANULES_PER_SLAB; }
 
 INLINE u8 *first_state(const heap *h, u32 slab) { return h->front.states + (size_t)slab * GRANULES_PER_SLAB; }
 

@@ -2,7 +2,7 @@
  *
  * Three kinds of access, and nothing else touches a metadata segment:
  *   plain_load, plain_store   never torn, ordered only against each other by the compiler. In WebAssembly an ordinary access; in
- *                             native tests a relaxed atomic, so that the thread sanitizer judges the algorithm and not the spelling.
+ *                             native tests a relaxed atomic, so that the thread sanitizer judges the algorithm, not the spelling.
  *   __atomic_* SEQ_CST        each is argued where it stands. WebAssembly knows no weaker atomics.
  *
  * A process that is killed stops between two instructions: what it stored before is there, what comes after is not. So the order of
