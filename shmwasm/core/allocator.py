@@ -166,14 +166,15 @@ class Core:
             UnsupportedError: More heaps are open than the core has room for, or the segment has another layout.
             ArgumentError: The descriptor cannot be mapped.
         """
-        window = self.map_metadata(metadata, metadata_size)
-        number = next((slot for slot in range(layout.MAXIMUM_SLOTS) if slot not in self._slots), layout.MAXIMUM_SLOTS)
-        status = self.call("heap_open", number, window, start, self.owner)
-        if status != layout.STATUS_OK:
-            self.unmap_metadata(window)
-            raise UnsupportedError(f"opening shared heap {name!r}", _opening_failed(status))
-        slot = self._slots[number] = HeapSlot(self, number, window=window, start=start, name=name)
-        return slot
+        with self.lock:
+            window = self.map_metadata(metadata, metadata_size)
+            number = next((slot for slot in range(layout.MAXIMUM_SLOTS) if slot not in self._slots), layout.MAXIMUM_SLOTS)
+            status = self.call("heap_open", number, window, start, self.owner)
+            if status != layout.STATUS_OK:
+                self.unmap_metadata(window)
+                raise UnsupportedError(f"opening shared heap {name!r}", _opening_failed(status))
+            slot = self._slots[number] = HeapSlot(self, number, window=window, start=start, name=name)
+            return slot
 
     def set_chain(self, slots: Sequence[HeapSlot]) -> None:
         """Make guests allocate from these heaps, tried in this order."""
@@ -292,10 +293,11 @@ class HeapSlot:
         """
         if self._closed is not None:
             return
-        if self._call("heap_close") != layout.STATUS_OK:
-            raise ArgumentError(f"shared heap {self.name!r} cannot be closed while guests allocate from it")
-        self.disown("is closed")
-        self._core.forget(self)
+        with self._core.lock:
+            if self._call("heap_close") != layout.STATUS_OK:
+                raise ArgumentError(f"shared heap {self.name!r} cannot be closed while guests allocate from it")
+            self.disown("is closed")
+            self._core.forget(self)
 
     def disown(self, reason: str) -> None:
         """Make every use raise `ClosedError`."""
