@@ -233,7 +233,6 @@ class Coordinator:
             case messages.Status():
                 self._state.send(client.number, self._report(message))
             case messages.Goodbye():
-                self._state.emit(Disconnect(client.number))
                 self._gone(client)
             case _:
                 assert_never(message)
