@@ -14,4 +14,3 @@ html_title = f"shmwasm {release}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # a decision is recorded only where there were alternatives
