@@ -25,6 +25,9 @@ from shmwasm.protocol import codec, messages
 Reply = tuple[messages.CoordinatorToClient, list[int]]
 R = TypeVar("R", bound=messages.CoordinatorToClient)
 
+LEAVING_PATIENCE = 10.0
+"""Seconds that a coordinator gets to take leave of a client."""
+
 
 class Receiving(Protocol):
     """Something that the receiver thread reads for."""
@@ -131,6 +134,7 @@ class Connection:
         self._pending: dict[int, Future[Reply]] = {}
         self._lock = threading.Lock()
         self._lost: errors.CoordinatorLostError | None = None
+        self._ended = threading.Event()
         receiver.add(self)
 
     @property
@@ -209,6 +213,14 @@ class Connection:
     def handle_deadline(self) -> None:
         """Nothing: see `next_deadline`."""
 
+    def leave(self) -> None:
+        """Say goodbye, and wait until the coordinator has taken back all that this process held; not for ever, it may be stopped."""
+        try:
+            self.send(messages.Goodbye())
+        except errors.CoordinatorLostError:
+            return
+        self._ended.wait(LEAVING_PATIENCE)
+
     def close(self) -> None:
         """Fail what is pending and close the channel."""
         self._receiver.remove(self)
@@ -244,6 +256,7 @@ class Connection:
             if self._lost is not None:
                 return
             self._lost = error
+            self._ended.set()
             pending, self._pending = list(self._pending.values()), {}
         for future in pending:
             future.set_exception(error)

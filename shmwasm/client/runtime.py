@@ -331,6 +331,7 @@ class Runtime:
         """
         if self._closed is not None:
             return
+        self._receiver.check_may_block()
         self._closed = "is closed"
         for pool in list(self._pools):
             pool.abort()
@@ -343,7 +344,7 @@ class Runtime:
         for module in list(self._modules):
             module.close()
         self._allocator.close()
-        self._quietly(lambda: self._connection.send(messages.Goodbye()))
+        self._connection.leave()
         self._shut_down()
 
     def __enter__(self) -> Self:

@@ -280,7 +280,7 @@ class Status(Request, frozen=True):
 
 
 class Goodbye(Message, frozen=True):
-    """The client is about to close; it touches no heap any more."""
+    """The client touches no heap any more. Once all that it held is taken back, the coordinator ends the connection."""
 
 
 ClientMessage = (
