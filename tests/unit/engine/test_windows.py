@@ -94,8 +94,17 @@ def test_access_may_straddle_two_heaps(guest, window, segment):
         assert os.pread(body.descriptor, 2, 0) == b"\x33\x44"
 
 
-def test_memory_cannot_grow_into_the_window(guest, window, segment):
-    """Without the store's limit, growing would turn a read-only heap into ordinary writable memory."""
+def test_memory_cannot_grow_into_a_writable_heap(guest, window, segment):
+    """Without the store's limit, it could, and the heap would be reported as the guest's own memory."""
+    window.attach([_grant(segment)])
+    assert guest.call("grow", WINDOW_END // WASM_PAGE - 1) == -1
+    assert guest.call("grow", START // WASM_PAGE) == -1
+    assert guest.call("grow", START // WASM_PAGE - 1) == 1
+    assert guest.call("grow", 1) == -1
+
+
+def test_memory_cannot_grow_into_a_read_only_heap(guest, window, segment):
+    """Without the store's limit, and with a writable descriptor, growing would make the heap writable."""
     read_only = segment.read_only_descriptor()
     window.attach([Grant(heap="heap", start=START, size=SIZE, descriptor=read_only, writable=False)])  # type: ignore[arg-type]
     os.close(read_only)
