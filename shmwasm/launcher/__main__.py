@@ -10,7 +10,7 @@ from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import Nest, new_store
 from shmwasm.engine.modules import deserialize
 from shmwasm.engine.selftest import check_mapping
-from shmwasm.errors import UnsupportedError
+from shmwasm.errors import HeapNoSpaceError, UnsupportedError
 from shmwasm.launcher.launcher import Launcher
 from shmwasm.posix.channels import Channel
 from shmwasm.worker.attachment import Attachment
@@ -27,7 +27,7 @@ def main() -> None:
     problem = None
     try:
         check_mapping(engine)
-    except UnsupportedError as error:
+    except (UnsupportedError, HeapNoSpaceError) as error:
         problem = str(error)
     store = new_store(engine)
     attachment = Attachment(store, deserialize(engine, options.core_fd))

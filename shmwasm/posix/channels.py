@@ -55,6 +55,12 @@ _SIZE: Final = struct.Struct("<Q")
 _CREDENTIALS: Final = struct.Struct("3i")
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE((MAXIMUM_DESCRIPTORS + 1) * array.array("i").itemsize)
+# Plain numbers: arithmetic with the enum's members costs more than the system call.
+_SEND: Final = int(socket.MSG_NOSIGNAL)
+_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_PACKET_CUT: Final = int(socket.MSG_TRUNC)
+_DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
 
@@ -213,7 +219,7 @@ class Channel:
 
     def _send_packet(self, parts: Sequence[bytes], descriptors: Sequence[int], *, wait: bool) -> bool:
         """Send; return whether there was room."""
-        flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _SEND if wait else _SEND | _DONTWAIT
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
             with self._sending:
@@ -227,7 +233,7 @@ class Channel:
         return True
 
     def _receive_once(self, *, wait: bool) -> tuple[bytes, list[int], int] | None:
-        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _RECEIVE if wait else _RECEIVE | _DONTWAIT
         while True:
             try:
                 with self._receiving:
@@ -285,9 +291,9 @@ def _check_packet(packet: bytes, descriptors: list[int], flags: int) -> bool:
     Raises:
         ProtocolError: The packet is malformed.
     """
-    if flags & socket.MSG_CTRUNC:
+    if flags & _DESCRIPTORS_CUT:
         raise ProtocolError("a message's descriptors did not fit: it carries too many, or this process has too many open")
-    if flags & socket.MSG_TRUNC:
+    if flags & _PACKET_CUT:
         raise ProtocolError(f"a packet is larger than {MAXIMUM_INLINE} bytes")
     in_memfd = packet[:1] == _IN_MEMFD
     if not in_memfd and packet[:1] != _INLINE:
