@@ -26,7 +26,7 @@ class PeerRun:
 def digest_by_multiprocessing(paths: Iterable[Path], processes: int, progress: Progress) -> PeerRun:
     """Digest every file in a `multiprocessing.Pool`; this process reads them, as it does for the shared heap.
 
-    The pool forks, so this must be called while no other thread runs.
+    The pool forks, so this must be called while no other Python thread runs, that is, after the runtime was closed.
     """
     sent = 0
 

@@ -219,6 +219,16 @@ class TestCoordinator:
         assert process.wait(timeout=20) == 0
         assert not path.exists()
 
+    def test_with_json_it_tells_where_it_listens_and_its_process(self, tmp_path):
+        path = tmp_path / "shmwasm.sock"
+        process = subprocess.Popen(command("coordinator", "--socket", path, "--json"), stdout=subprocess.PIPE, text=True)
+        with process:
+            text = process.stdout.readline()
+            process.terminate()
+            text += process.stdout.read()
+        assert json.loads(text) == {"socket": str(path), "pid": process.pid}
+        assert process.returncode == 0
+
     def test_verify_counts_the_heaps_of_all_clients(self, coordinator):
         path, _ = coordinator
         holder = subprocess.Popen(
