@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import shmwasm
+_ROOT = Path(__file__).resolve().parent.parent.parent
+"""The directory that this package was imported from."""
 
 
 def start_program(module: str, arguments: Sequence[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
@@ -17,8 +18,7 @@ def start_program(module: str, arguments: Sequence[str], descriptors: Sequence[i
     `-P` keeps the working directory out of the new interpreter's search path, where it could hide a package; the directory that
     this package was imported from is put there instead.
     """
-    root = str(Path(shmwasm.__file__).resolve().parent.parent)
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    search_path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,

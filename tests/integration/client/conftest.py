@@ -70,6 +70,11 @@ def allocating_module(shared_runtime: Runtime) -> Module:
 
 
 @pytest.fixture(scope="session")
+def echo_text() -> str:
+    return ECHO
+
+
+@pytest.fixture(scope="session")
 def calling_text() -> str:
     return CALLING
 

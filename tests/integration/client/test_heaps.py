@@ -321,8 +321,7 @@ def test_quota_stops_a_client_but_not_the_heap(shared_runtime: Runtime, heap: Sh
     with Runtime(connect=shared_runtime.address, quota=4 * SLAB_SIZE) as limited:
         theirs = limited.open_by_token(heap.capability()[1])
         with pytest.raises(errors.QuotaExceededError) as caught:
-            for _ in range(20):
-                theirs.malloc(30_000)
+            [theirs.malloc(30_000) for _ in range(20)]
         assert caught.value.quota == 4 * SLAB_SIZE
     heap.malloc(8 * SLAB_SIZE).free()
 
