@@ -41,6 +41,8 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     # A failed test has failed already, and its traceback keeps alive what it held.
     if not request.node.stash.get(_failed, False):
+        # The values of its fixtures were torn down, but are still named here.
+        request.node.funcargs.clear()
         _fail_on(snapshot, "the test")
 
 

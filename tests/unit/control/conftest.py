@@ -11,26 +11,15 @@ import pytest
 from shmwasm.control import actions, events
 from shmwasm.control.deadlines import Deadline, RecallDeadline
 from shmwasm.control.mind import Coordinator
-from shmwasm.control.slabs import ranges_of, slabs_of
-from shmwasm.errors import HeapCorruptError, HeapNoSpaceError, ShmwasmError, from_wire
+from shmwasm.control.slabs import slabs_of
+from shmwasm.errors import HeapNoSpaceError, ShmwasmError, from_wire
 from shmwasm.protocol import messages
-from shmwasm.protocol.messages import COORDINATOR, NOBODY
+from shmwasm.protocol.messages import NOBODY
+from shmwasm.testing.storage import FakeHeap, FakeStorage
 
 R = TypeVar("R")
 
 SLAB = 1 << 16
-
-
-class FakeHeap:
-    """A heap's metadata: who owns each slab, of which class it is, and how many blocks live in it."""
-
-    def __init__(self, slabs: int) -> None:
-        self.owners = [NOBODY] * slabs
-        self.classes: dict[int, int] = {}
-        self.live: dict[int, int] = defaultdict(int)
-
-    def full(self, slab: int) -> bool:
-        return self.live[slab] >= 4
 
 
 class FakeShell:
@@ -39,7 +28,7 @@ class FakeShell:
     def __init__(self, *, private: bool = False) -> None:
         tokens = itertools.count(1)
         self.mind = Coordinator(new_token=lambda: f"token-{next(tokens)}", address="here", private=private)
-        self.heaps: dict[int, FakeHeap] = {}
+        self.storage = FakeStorage()
         self.sent: dict[int, list[messages.Message]] = defaultdict(list)
         self.descriptors: dict[int, list[tuple[actions.Descriptor, ...]]] = defaultdict(list)
         self.forked: list[actions.ForkWorker] = []
@@ -48,10 +37,13 @@ class FakeShell:
         self.forgotten: set[int] = set()
         self.deadlines: list[Deadline] = []
         self.exited = False
-        self.memory_left: int | None = None
         self.storage_error: ShmwasmError | None = None
         self._admitted: dict[int, int] = {}
         self._requests = itertools.count(1)
+
+    @property
+    def heaps(self) -> dict[int, FakeHeap]:
+        return self.storage.heaps
 
     # ------------------------------------------------------------ what happens
 
@@ -200,57 +192,26 @@ class FakeShell:
         if isinstance(action, actions.StoreHeap):
             if self.storage_error is not None:
                 return events.HeapNotStored(action.heap, self.storage_error)
-            self.heaps[action.heap] = FakeHeap(action.size // SLAB if action.managed else 0)
-            return events.HeapStored(action.heap, 4096 if action.managed else 0)
+            return events.HeapStored(action.heap, self.storage.store(action))
         if isinstance(action, actions.VerifyHeaps):
-            return events.HeapsVerified(action.verification, next(filter(None, map(self._broken, action.heaps)), None))
-        heap = self.heaps[action.heap]
+            return events.HeapsVerified(action.verification, next(filter(None, map(self.storage.verify, action.heaps)), None))
         match action:
-            case actions.DropHeap(number):
-                del self.heaps[number]
-            case actions.FindAdopted(lease, _, size_class):
-                adopted = [slab for slab, owner in enumerate(heap.owners) if owner == COORDINATOR and not heap.full(slab)]
-                return events.AdoptedFound(lease, next((slab for slab in adopted if heap.classes[slab] == size_class), None))
-            case actions.WriteOwners(lease, _, ranges, owner):
-                return events.OwnersWritten(lease, self._write(heap, list(slabs_of(ranges)), owner))
-            case actions.ReleaseSlabs(_, ranges):
-                return self._take_back(action.heap, NOBODY, list(slabs_of(ranges)), free_live=False)
-            case actions.Reclaim(_, owner, ranges, free_live):
-                slabs = list(slabs_of(ranges))
-                assert all(heap.owners[slab] == owner for slab in slabs)
-                return self._take_back(action.heap, owner, slabs, free_live=free_live)
-            case actions.ResetMetadata(number, used):
-                assert list(slabs_of(used)) == [slab for slab, owner in enumerate(heap.owners) if owner != NOBODY]
-                self.heaps[number] = FakeHeap(len(heap.owners))
+            case actions.DropHeap(heap):
+                self.storage.drop(heap)
+            case actions.FindAdopted(lease, heap, size_class):
+                return events.AdoptedFound(lease, self.storage.find_adopted(heap, size_class))
+            case actions.WriteOwners(lease, heap, ranges, owner):
+                return events.OwnersWritten(lease, self.storage.write_owners(heap, ranges, owner))
+            case actions.ReleaseSlabs(heap, ranges):
+                return events.SlabsReclaimed(heap, NOBODY, *self.storage.release(heap, ranges))
+            case actions.Reclaim(heap, owner, ranges, free_live):
+                assert all(self.heaps[heap].owners[slab] == owner for slab in slabs_of(ranges))
+                return events.SlabsReclaimed(heap, owner, *self.storage.reclaim(heap, ranges, free_live=free_live))
+            case actions.ResetMetadata(heap, used):
+                self.storage.reset(heap, used)
             case _:
                 raise AssertionError(action)
         return None
-
-    def _write(self, heap: FakeHeap, slabs: list[int], owner: int) -> bool:
-        assert len({heap.owners[slab] for slab in slabs}) == 1
-        assert heap.owners[slabs[0]] in {NOBODY, COORDINATOR}
-        if self.memory_left is not None:
-            if self.memory_left < len(slabs):
-                return False
-            self.memory_left -= len(slabs)
-        for slab in slabs:
-            heap.owners[slab] = owner
-        return True
-
-    def _take_back(self, number: int, owner: int, slabs: list[int], *, free_live: bool) -> events.SlabsReclaimed:
-        heap = self.heaps[number]
-        for slab in slabs:
-            if free_live:
-                heap.live[slab] = 0
-            heap.owners[slab] = COORDINATOR if heap.live[slab] else NOBODY
-        freed = [slab for slab in slabs if heap.owners[slab] == NOBODY]
-        classes = {heap.classes.get(slab, 0) for slab in slabs if slab not in freed}
-        return events.SlabsReclaimed(number, owner, ranges_of(freed), frozenset(classes - {0}))
-
-    def _broken(self, expected: actions.HeapOwners) -> HeapCorruptError | None:
-        if list(memoryview(expected.owners).cast("I")) == self.heaps[expected.heap].owners:
-            return None
-        return HeapCorruptError(expected.name, "the owners agree", 0)
 
 
 @pytest.fixture

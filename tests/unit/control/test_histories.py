@@ -139,7 +139,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(memory=st.sampled_from([None, None, 0, 3]))
     def memory_is_short(self, *, memory: int | None) -> None:
-        self.shell.memory_left = memory
+        self.shell.storage.memory_left = memory
 
     # ------------------------------------------------------------ instances
 

@@ -81,10 +81,10 @@ def test_a_lease_of_more_than_the_heap_has_is_refused_without_asking_others(shel
 
 def test_without_memory_for_the_states_a_lease_is_refused_and_nothing_changes(shell, client):
     heap = shell.create(client, 8)
-    shell.memory_left = 0
+    shell.storage.memory_left = 0
     assert not shell.lease(client, heap).ranges
     shell.mind.invariants()
-    shell.memory_left = None
+    shell.storage.memory_left = None
     assert shell.lease(client, heap).ranges == [SlabRange(0, 1)]
 
 
@@ -324,7 +324,7 @@ def test_an_adopted_slab_without_memory_for_its_states_stays_adopted(shell, clie
     shell.heaps[heap].classes[0] = 7
     shell.heaps[heap].live[0] = 1
     shell.kill_client(other)
-    shell.memory_left = 0
+    shell.storage.memory_left = 0
     assert not shell.lease(client, heap, size_class=7).ranges
     assert shell.heaps[heap].owners[0] == COORDINATOR
     shell.mind.invariants()
