@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shmwasm import errors
-from shmwasm.client.connection import Receiver, close_descriptors
+from shmwasm.client.connection import Receiver, close_descriptors, error_of
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
 
@@ -127,7 +127,7 @@ class SocketCallPath:
             case messages.Return(request=request, results=results):
                 self._end(request, results, None)
             case messages.Raised(request=request, code=code, facts=facts):
-                self._end(request, None, errors.from_wire(code, facts))
+                self._end(request, None, error_of(code, facts))
             case messages.MemoryShared(request=request):
                 self._end(request, message, None, packet[1])
             case messages.HostCall():

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from shmwasm import errors
 from shmwasm.posix.channels import Channel
@@ -247,7 +247,7 @@ class Connection:
             close_descriptors(received)
         elif isinstance(message, messages.Failed):
             close_descriptors(received)
-            future.set_exception(errors.from_wire(message.code, message.facts))
+            future.set_exception(error_of(message.code, message.facts))
         else:
             future.set_result((message, received))
 
@@ -261,6 +261,14 @@ class Connection:
         for future in pending:
             future.set_exception(error)
         self._handle_event(messages.Failed(request=0, code=type(error).__name__, facts={"reason": error.reason}))
+
+
+def error_of(code: str, facts: dict[str, Any]) -> errors.ShmwasmError:
+    """Return the error that arrived; one of an unknown kind is a `ProtocolError`, which ends its request like any other."""
+    try:
+        return errors.from_wire(code, facts)
+    except errors.ProtocolError as unknown:
+        return unknown
 
 
 def close_descriptors(descriptors: Sequence[int]) -> None:
