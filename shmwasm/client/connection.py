@@ -214,7 +214,7 @@ class Connection:
         """Nothing: see `next_deadline`."""
 
     def leave(self) -> None:
-        """Say goodbye, and wait until the coordinator took back all that this process held; not for ever, as it may be stopped."""
+        """Say goodbye, and wait until the coordinator took back what this process held; not for ever, as it may be stopped."""
         try:
             self.send(messages.Goodbye())
         except errors.CoordinatorLostError:

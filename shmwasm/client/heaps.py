@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from shmwasm import errors
-from shmwasm.addresses import AppAddress, HeapOffset, NativeAddress
+from shmwasm.addresses import AppAddress, HeapOffset, NativeAddress, unsigned32
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
@@ -35,7 +35,14 @@ class SharedHeap:
         size: Its size in bytes.
         managed: Whether it has our allocator; a preallocated heap has none.
         read_only: Whether nobody may write to it.
+        malloc_address: `malloc_address(size, alignment=16)` allocates like `malloc` and returns just the app address: for the
+            hottest
+            loops, where keeping the function itself saves its look-up. Raises what `malloc` raises.
+        free_address: `free_address(address)` frees the block at an app address, signed or unsigned. Raises what `free` raises.
     """
+
+    malloc_address: Callable[..., AppAddress]
+    free_address: Callable[[int], None]
 
     def __init__(
         self,
@@ -55,7 +62,6 @@ class SharedHeap:
         self.read_only = description.read_only
         self.number = description.heap
         self._token = description.token
-        self._scrub = description.scrub
         self._start = AppAddress(description.start)
         self._address = address
         self._mapping: Mapping | None = mapping
@@ -66,6 +72,12 @@ class SharedHeap:
         self._refusal = refusal
         self._reset = reset
         self._forget = forget
+        if slot is None:
+            self.malloc_address, self.free_address = self._malloc_nothing, self._free_nothing
+        else:
+            slot.exhausted = self._raise_exhausted
+            self.malloc_address = cast("Callable[..., AppAddress]", slot.malloc)
+            self.free_address = self._scrub_and_free if description.scrub else slot.free
 
     @property
     def start(self) -> AppAddress:
@@ -88,9 +100,7 @@ class SharedHeap:
 
         Args:
             size: Bytes, at least 1.
-            alignment: A power of two up to 65536. Relative to the heap's start, and to the app address, which is always a
-                multiple of
-                the OS page away from it.
+            alignment: A power of two up to 65536, of the block's offset in the heap; up to an OS page also of its address.
 
         Raises:
             HeapExhaustedError: There is no room, `size` is 0, or the heap is preallocated and has no allocator.
@@ -100,16 +110,6 @@ class SharedHeap:
         """
         address = self.malloc_address(size, alignment)
         return Block(self, HeapOffset(address - self._start), size)
-
-    def malloc_address(self, size: int, alignment: int = 16) -> AppAddress:
-        """Allocate like `malloc`, and return just the app address: for the hottest loops."""
-        slot = self._slot
-        if slot is None:
-            raise self._no_allocator(size)
-        address = slot.malloc(size, alignment)
-        if not address:
-            raise self._refusal(self, size)
-        return AppAddress(address)
 
     def calloc(self, count: int, size: int = 1) -> Block:
         """Allocate a block of `count * size` zero bytes; raises what `malloc` raises."""
@@ -137,8 +137,8 @@ class SharedHeap:
         else:
             moved = self.malloc(size)
             ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size))
-            slot.free(block.address)
-        block._freed = True  # noqa: SLF001  a heap and its blocks are one thing
+            self.free_address(block.address)
+        block._freed = True  # noqa: SLF001
         return moved
 
     def free(self, block: Block | int) -> None:
@@ -148,22 +148,15 @@ class SharedHeap:
             InvalidFreeError: It is not a live block of this heap, or not this process's where the heap asks for that; nothing
                 changed.
         """
-        slot = self._slot
-        if slot is None:
-            raise self._no_allocator_free(block)
         if not isinstance(block, Block):
-            if self._scrub:
-                self._scrub_block(block)
-            slot.free(block)
+            self.free_address(block)
             return
         address = block.__index__()
         if block.heap is not self:
             raise errors.InvalidFreeError(self.name, address, f"it is a block of shared heap {block.heap.name!r}")
-        if block._freed:  # noqa: SLF001
+        if block._freed:  # noqa: SLF001  a heap and its blocks are one thing
             raise errors.InvalidFreeError(self.name, address, "it was freed already")
-        if self._scrub:
-            self._scrub_block(address)
-        slot.free(address)
+        self.free_address(address)
         block._freed = True  # noqa: SLF001
 
     def usable_size(self, block: Block | int) -> int:
@@ -180,7 +173,7 @@ class SharedHeap:
         Raises:
             ArgumentError: There is no such block in this heap, or it is smaller than `size`.
         """
-        address = app_address & 0xFFFF_FFFF
+        address = unsigned32(app_address)
         offset = HeapOffset(address - self._start)
         if not 0 <= offset < self.size:
             raise errors.ArgumentError(f"app address {address:#x} is not in shared heap {self.name!r}")
@@ -282,24 +275,27 @@ class SharedHeap:
             raise errors.UnsupportedError(f"allocation in {self!r}", "it has no allocator")
         return self._slot
 
-    def _no_allocator(self, size: int) -> errors.ShmwasmError:
-        if self._mapping is None:
-            return errors.ClosedError(repr(self))
-        return errors.HeapExhaustedError(self.name, size, 0)
+    def _raise_exhausted(self, size: int) -> int:
+        raise self._refusal(self, size)
 
-    def _no_allocator_free(self, block: Block | int) -> errors.ShmwasmError:
+    def _malloc_nothing(self, size: int, alignment: int = 16) -> AppAddress:  # noqa: ARG002  the same call as in a managed heap
         if self._mapping is None:
-            return errors.ClosedError(repr(self))
-        return errors.InvalidFreeError(self.name, self._address_of(block), "a preallocated heap has no allocator")
+            raise errors.ClosedError(repr(self))
+        raise errors.HeapExhaustedError(self.name, size, 0)
+
+    def _free_nothing(self, address: int) -> None:
+        if self._mapping is None:
+            raise errors.ClosedError(repr(self))
+        raise errors.InvalidFreeError(self.name, unsigned32(address), "a preallocated heap has no allocator")
+
+    def _scrub_and_free(self, address: int) -> None:
+        slot = self._managed_slot()
+        usable = slot.usable_size(address)
+        if usable:
+            ctypes.memset(self._native + unsigned32(address) - self._start, 0, usable)
+        slot.free(address)
 
     def _address_of(self, block: Block | int) -> AppAddress:
         if isinstance(block, Block) and block.heap is not self:
             raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
-        return AppAddress(block.__index__() & 0xFFFF_FFFF)
-
-    def _scrub_block(self, address: int) -> None:
-        slot = self._managed_slot()
-        address &= 0xFFFF_FFFF
-        usable = slot.usable_size(AppAddress(address))
-        if usable:
-            ctypes.memset(self._native + address - self._start, 0, usable)
+        return AppAddress(unsigned32(block.__index__()))

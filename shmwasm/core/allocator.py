@@ -25,7 +25,7 @@ import wasmtime
 from shmwasm.addresses import AppAddress, NativeAddress, round_up, unsigned32
 from shmwasm.core import layout
 from shmwasm.core.calls import CoreFunction
-from shmwasm.core.hot import free_function, malloc_function
+from shmwasm.core.hot import SlotCells, free_function, malloc_function
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
 from shmwasm.protocol.messages import SlabRange
@@ -228,6 +228,7 @@ class HeapSlot:
             Raises `ArgumentError` for a size or an alignment that can never be right.
         free: `free(address)` frees a block, wherever it was allocated; the address may be signed. Raises `InvalidFreeError` if
             it is not the address of a live block.
+        exhausted: Called with the size where there is no room for it; malloc returns what it returns, by default 0.
         number: The slot's number in the core.
         name: The heap's name.
     """
@@ -242,8 +243,10 @@ class HeapSlot:
         self.window = window
         self.name = name
         self.start = start
-        self.malloc = malloc_function(core.function("heap_malloc"), number, core.lock, self._malloc_slowly)
-        self.free = free_function(core.function("heap_free"), number, core.lock, self._free_slowly)
+        self._cells = SlotCells(number)
+        self.malloc = malloc_function(core.function("heap_malloc"), self._cells, core.lock, self._malloc_slowly)
+        self.free = free_function(core.function("heap_free"), self._cells, core.lock, self._free_slowly)
+        self.exhausted: Callable[[int], int] = lambda _size: 0
 
     def usable_size(self, address: int) -> int:
         """Return the bytes that the live block at an app address can hold; 0 if no live block starts there."""
@@ -300,14 +303,9 @@ class HeapSlot:
             self._core.forget(self)
 
     def disown(self, reason: str) -> None:
-        """Make every use raise `ClosedError`."""
-
-        def refuse(*_arguments: object, **_options: object) -> int:
-            raise ClosedError(f"shared heap {self.name!r}", reason)
-
+        """Make every use raise `ClosedError`, also of `malloc` and `free` where somebody has kept them."""
         self._closed = reason
-        self.malloc = refuse
-        self.free = refuse  # type: ignore[assignment]
+        self._cells.retire()
 
     def install(self, size_class: int, ranges: Sequence[SlabRange]) -> None:
         """Take slabs into use that the coordinator assigned to this process.
@@ -323,19 +321,23 @@ class HeapSlot:
                 )
 
     def _call(self, name: str, *arguments: int) -> int:
+        self._check_open()
+        return self._core.call(name, self.number, *arguments)
+
+    def _check_open(self) -> None:
         if self._closed is not None:
             raise ClosedError(f"shared heap {self.name!r}", self._closed)
-        return self._core.call(name, self.number, *arguments)
 
     def _malloc_slowly(self, size: int, alignment: int) -> int:
         """Allocate what the hot path did not: something large or aligned, or after a lease."""
+        self._check_open()
         size, alignment = _index(size, "a size"), _index(alignment, "an alignment")
         if size < 0:
             raise ArgumentError(f"a block of {size} bytes cannot be allocated")
         if not 0 < alignment <= layout.MAXIMUM_ALIGNMENT or alignment & (alignment - 1):
             raise ArgumentError(f"alignment {alignment} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
         if size >= 1 << 32:
-            return 0
+            return self.exhausted(size)
         for _ in range(LEASE_ATTEMPTS):
             answer = self._core.call("heap_malloc", size, self.number, alignment)
             if answer > layout.MAXIMUM_SMALL:
@@ -343,9 +345,9 @@ class HeapSlot:
                     self._release(keep=layout.KEPT_UNUSED)
                 return answer
             if answer % (1 << layout.ANSWER_CLASS_SHIFT) != layout.STATUS_NEEDS_LEASE:
-                return 0
+                break
             self._lease(answer >> layout.ANSWER_CLASS_SHIFT, size)
-        return 0
+        return self.exhausted(size)
 
     def _lease(self, size_class: int, size: int) -> None:
         is_run = size_class == layout.CLASS_LARGE
@@ -370,6 +372,7 @@ class HeapSlot:
 
     def _free_slowly(self, address: int, status: int) -> None:
         """Deal with what the hot path answered: `status`, or anything else if it could not even ask."""
+        self._check_open()
         address = unsigned32(_index(address, "an address"))
         if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
             status = self._core.call("heap_free", address, self.number)

@@ -2,6 +2,9 @@
 
 Each is a closure over everything it needs, with the constant arguments already in their cells. Between taking cells and giving
 them back another thread, a signal handler or a finalizer may call the same function: it takes other cells.
+
+A caller may keep such a function for longer than the heap is open, and a closed heap's slot goes to the next heap. So the
+functions are retired with their heap: all their cells then name no slot, which the core refuses.
 """
 
 from __future__ import annotations
@@ -20,9 +23,34 @@ SMALL: Final = layout.MAXIMUM_SMALL
 NOT_ASKED: Final = -1
 """No status: the core was not asked yet."""
 
+NO_SLOT: Final = layout.MAXIMUM_SLOTS
+"""The number of no slot."""
+
+
+class SlotCells:
+    """All cells of one heap's hot functions; the second argument of each call is the slot."""
+
+    def __init__(self, slot: int) -> None:
+        self._slot = slot
+        self._made: list[memoryview] = []
+
+    def new(self, count: int) -> Cells:
+        """Return cells for a call of `count` arguments, with the slot in place."""
+        cells = new_cells(count)
+        # Appended before the slot is read: whoever retires the slot meanwhile sees these cells, or they see that it is retired.
+        self._made.append(cells[0])
+        cells[0][WORDS_PER_CELL] = self._slot
+        return cells
+
+    def retire(self) -> None:
+        """Make every later call of the functions name no slot."""
+        self._slot = NO_SLOT
+        for words in self._made:
+            words[WORDS_PER_CELL] = NO_SLOT
+
 
 def malloc_function(
-    core: CoreFunction, slot: int, lock: threading.RLock, slowly: Callable[[int, int], int]
+    core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], int]
 ) -> Callable[..., int]:
     """Return `malloc(size, alignment=16)` for a heap slot.
 
@@ -34,8 +62,7 @@ def malloc_function(
     call = invoke
 
     def prepare() -> Cells:
-        cells = new_cells(3)
-        cells[0][WORDS_PER_CELL] = slot
+        cells = slot.new(3)
         cells[0][2 * WORDS_PER_CELL] = layout.MINIMUM_ALIGNMENT
         return cells
 
@@ -60,7 +87,7 @@ def malloc_function(
 
 
 def free_function(
-    core: CoreFunction, slot: int, lock: threading.RLock, slowly: Callable[[int, int], None]
+    core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], None]
 ) -> Callable[[int], None]:
     """Return `free(address)` for a heap slot; it leaves whatever the core does not just answer with success to `slowly`."""
     pool: list[Cells] = []
@@ -68,17 +95,12 @@ def free_function(
     context, function, arity, trap = core.context, core.function, core.arity, core.trap
     call = invoke
 
-    def prepare() -> Cells:
-        cells = new_cells(2)
-        cells[0][WORDS_PER_CELL] = slot
-        return cells
-
     def free(address: int) -> None:
         try:
             words, arguments = cells = take()
             words[0] = address
         except (IndexError, ValueError, TypeError):  # the pool is empty, or the address is signed or no number
-            give(prepare())
+            give(slot.new(2))
             slowly(address, NOT_ASKED)
         else:
             call(context, function, arguments, arity, trap)
