@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 
@@ -12,6 +13,7 @@ from shmwasm.engine.modules import deserialize
 from shmwasm.engine.selftest import check_mapping
 from shmwasm.errors import HeapNoSpaceError, UnsupportedError
 from shmwasm.launcher.launcher import Launcher
+from shmwasm.launcher.rehearsal import rehearse
 from shmwasm.posix.channels import Channel
 from shmwasm.worker.attachment import Attachment
 
@@ -23,17 +25,21 @@ def main() -> None:
     parser.add_argument("--core-fd", type=int, required=True, help="descriptor of the compiled core")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # all that it could free is holes in pages that workers share: see `rehearsal`
     engine = new_engine(parallel_compilation=False)
+    core = deserialize(engine, options.core_fd)
+    os.close(options.core_fd)
     problem = None
     try:
         check_mapping(engine)
+        kept = rehearse(engine, core)
     except (UnsupportedError, HeapNoSpaceError) as error:
-        problem = str(error)
+        kept, problem = [], str(error)
     store = new_store(engine)
-    attachment = Attachment(store, deserialize(engine, options.core_fd))
-    os.close(options.core_fd)
+    attachment = Attachment(store, core)
     nest = Nest(store, attachment.natives)
     Launcher(Channel.from_descriptor(options.socket_fd), nest, attachment, problem=problem).run()
+    kept.clear()
 
 
 if __name__ == "__main__":

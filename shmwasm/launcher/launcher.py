@@ -23,6 +23,7 @@ import select
 import signal
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from shmwasm.errors import ClosedError, ShmwasmError, UnsupportedError
@@ -70,9 +71,8 @@ class Launcher:
 
     def run(self) -> None:
         """Serve until the coordinator is gone; no worker is left then."""
-        gc.collect()
-        gc.freeze()
         gc.disable()
+        gc.freeze()
         try:
             while self._serve_once():
                 pass
@@ -134,7 +134,7 @@ class Launcher:
         if self._problem is not None:
             raise UnsupportedError("running instances on this machine", self._problem)
         module = self._modules.load(message.plan.module_key, descriptors[0])
-        threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - no object is to be made for each
+        threads = Path("/proc/self/task").stat().st_nlink - 2  # a link for each, and two of every directory's
         if threads != 1:
             raise UnsupportedError("forking a worker", f"the launcher has {threads} threads, and a fork is safe only from one")
         return module
