@@ -88,9 +88,12 @@ class _Process:
 
     def begin(self) -> None:
         with self._lock:
-            if self._runtime is None or not self._runtime.usable:
-                self._runtime = Runtime()
-                self._uses = 0
+            if self._runtime is not None and not self._runtime.usable:
+                # Its coordinator is gone, or this is a forked child of the process that started it.
+                self._runtime.close()
+                self._runtime = None
+            if self._runtime is None:
+                self._runtime, self._uses = Runtime(), 0
             self._uses += 1
 
     def end(self) -> None:
@@ -122,6 +125,8 @@ _process = _Process()
 
 def wasm_runtime_init() -> bool:
     """Start the runtime of this process. Each further call counts, and needs its own `wasm_runtime_destroy`.
+
+    A runtime whose coordinator is gone is replaced by a new one.
 
     Raises:
         UnsupportedError: This machine or the installed engine cannot do it.

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
@@ -68,6 +70,18 @@ def test_each_init_needs_its_own_destroy() -> None:
         heap.malloc(1)
     with pytest.raises(errors.ClosedError):
         wamr.wasm_runtime_destroy()
+
+
+@pytest.mark.usefixtures("uninitialised")
+def test_init_replaces_a_runtime_whose_coordinator_is_gone() -> None:
+    wamr.wasm_runtime_init()
+    lost = wamr._process.runtime
+    os.kill(lost._process.pid, signal.SIGKILL)
+    with pytest.raises(errors.CoordinatorLostError):
+        lost.verify()
+    wamr.wasm_runtime_init()
+    assert wamr._process.runtime.verify() == 0
+    wamr.wasm_runtime_destroy()
 
 
 def test_a_function_that_is_not_exported_is_not_found(spawn: Spawn) -> None:
