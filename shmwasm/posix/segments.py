@@ -2,9 +2,8 @@
 
 Theory
 ------
-A segment of ours has a name in /dev/shm only for the moment between its creation and its unlinking; it is empty until it is
-nameless, so not even SIGKILL can leave memory behind. From then on its descriptor is the only way to it, and it lives as long as
-any process holds the descriptor or a mapping.
+A segment of ours never has a name in /dev/shm, so not even SIGKILL of everything can leave one behind. Its descriptor is the only
+way to it, and it lives as long as any process holds the descriptor or a mapping.
 
 Shared memory is promised, not given: a page of a full /dev/shm kills whoever touches it first (SIGBUS). `create` therefore
 reserves every page, and a /dev/shm that is too small is an error at that point. A file brought by the user is the user's: it must
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY_DIRECTORY: Final = "/dev/shm"  # noqa: S108  the kernel's place for it; names in it are random and exclusive
 NAME_PREFIX: Final = "/shmwasm-"
-"""How the short-lived names of our segments start."""
+"""How the short-lived names of segments start, where one cannot be made without a name."""
 
 # tmpfs undoes a reservation that a signal interrupts, so one large request would never end under an interval timer.
 _RESERVE_STEP: Final = 64 << 20
@@ -189,7 +188,22 @@ class Segment:
 
 
 def _create_nameless() -> int:
-    """Return a descriptor of a new, empty, nameless piece of shared memory."""
+    """Return a descriptor of a new, empty piece of shared memory that never has a name.
+
+    Where the file system cannot make one without a name (EOPNOTSUPP, or EISDIR from an old kernel), it has one for a moment.
+    """
+    try:
+        # O_EXCL: nobody can give it a name later either.
+        flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        return os.open(SHARED_MEMORY_DIRECTORY, flags, 0o600)
+    except OSError as failure:
+        if failure.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
+            raise _cannot_create(failure) from None
+    return _create_and_unlink()
+
+
+def _create_and_unlink() -> int:
+    """Return a descriptor of a new, empty piece of shared memory whose name is gone again."""
     name = NAME_PREFIX + secrets.token_hex(16)
     try:
         try:
@@ -199,11 +213,13 @@ def _create_nameless() -> int:
             with contextlib.suppress(posix_ipc.ExistentialError):
                 posix_ipc.unlink_shared_memory(name)
     except (posix_ipc.Error, OSError) as failure:
-        raise UnsupportedError(
-            "POSIX shared memory", f"a segment in {SHARED_MEMORY_DIRECTORY} cannot be made: {failure}"
-        ) from None
+        raise _cannot_create(failure) from None
     os.set_inheritable(descriptor, False)
     return descriptor
+
+
+def _cannot_create(failure: Exception) -> UnsupportedError:
+    return UnsupportedError("POSIX shared memory", f"a segment in {SHARED_MEMORY_DIRECTORY} cannot be made: {failure}")
 
 
 def _descriptor_of(source: Source, *, read_only: bool) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from shmwasm.addresses import OS_PAGE
 from shmwasm.errors import ArgumentError, ClosedError, HeapNoSpaceError
+from shmwasm.posix import segments
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import NAME_PREFIX, Segment, available_shared_memory
 
@@ -25,6 +26,14 @@ def _own_names() -> set[str]:
     return {entry.name for entry in pathlib.Path("/dev/shm").iterdir() if entry.name.startswith(NAME_PREFIX[1:])}
 
 
+@pytest.fixture(params=["without a name", "with a name for a moment"])
+def each_way(request, monkeypatch):
+    """Segments are made in each of the two ways."""
+    if request.param == "with a name for a moment":
+        monkeypatch.setattr(segments, "_create_nameless", segments._create_and_unlink)
+
+
+@pytest.mark.usefixtures("each_way")
 def test_new_segment_is_zero_nameless_reserved_private_and_not_inherited():
     with Segment.create(SIZE, name_for_errors="test") as segment:
         status = os.fstat(segment.descriptor)
