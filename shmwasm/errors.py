@@ -300,6 +300,19 @@ class ProtocolError(CoordinatorError):
     """A peer sent what the protocol does not allow."""
 
 
+def shown(value: object) -> str:
+    """Return a value as an error names it: its `repr`, unless that is too long to read or cannot be had."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  a value's own code, or a number that has too many digits
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+_SHOWN = 200
+"""How many characters of a value an error shows."""
+
+
 def _tree(root: type[ShmwasmError]) -> dict[str, type[ShmwasmError]]:
     found = {root.__name__: root}
     for child in root.__subclasses__():

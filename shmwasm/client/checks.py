@@ -1,0 +1,97 @@
+"""Checking what a user passes, before anything is done with it.
+
+A value of a wrong type must not get as far as a message: the coordinator ends the connection of a client whose message it cannot
+decode. So each function here returns the value as it is to be used, or raises `ArgumentError`, which names it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+from collections.abc import Mapping
+
+import msgspec
+
+from shmwasm.errors import ArgumentError, shown
+from shmwasm.protocol import messages
+
+LARGEST = (1 << 63) - 1
+"""The largest number of bytes that anything here is asked for."""
+
+
+def whole_number(value: object, what: str, *, low: int = 0, high: int = LARGEST) -> int:
+    """Return `value` as an integer from `low` to `high`; it may be anything with `__index__`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(f"{what} must be a whole number, not {shown(value)}") from failure
+    if not low <= number <= high:
+        raise ArgumentError(f"{what} must be from {low} to {high}, not {shown(number)}")
+    return number
+
+
+def real_number(value: object) -> float:
+    """Return `value` as a float; unlike `float` it does not read text. Raises whatever the value's own code does."""
+    return math.ldexp(value, 0)  # type: ignore[arg-type]
+
+
+def flag(value: object, what: str) -> bool:
+    """Return `value`, which must be True or False: anything else is rather a mistake than a yes."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{what} must be True or False, not {shown(value)}")
+    return value
+
+
+def text(value: object, what: str, *, longest: int) -> str:
+    """Return `value`, which must have 1 to `longest` characters that can be written as UTF-8, none of them null."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{what} must be a string, not {shown(value)}")
+    if not 0 < len(value) <= longest:
+        raise ArgumentError(f"{what} must have 1 to {longest} characters, not {len(value)}: {shown(value)}")
+    _check_characters(value, what)
+    return value
+
+
+def time_limit(value: object) -> float:
+    """Return a time limit in seconds, and 0 where there is none."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = real_number(value)
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(f"a time limit must be a number of seconds, not {shown(value)}") from failure
+    if not seconds > 0:
+        raise ArgumentError(f"a time limit of {shown(value)} s is not above 0")
+    return min(seconds, threading.TIMEOUT_MAX)
+
+
+def wasi_options(value: object) -> messages.WasiOptions | None:
+    """Return a copy of WASI options whose fields have the types that they should."""
+    if value is None:
+        return None
+    if not isinstance(value, messages.WasiOptions):
+        raise ArgumentError(f"wasi must be WasiOptions, not {shown(value)}")
+    try:
+        options = msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=messages.WasiOptions)
+    except Exception as failure:
+        raise ArgumentError(f"the WASI options {shown(value)} cannot be: {failure}") from failure
+    for one in (*options.args, *_both(options.env), *_both(options.preopens), options.stdin, options.stdout, options.stderr):
+        _check_characters(one, "a WASI option")
+    for guest in options.read_only_preopens:
+        if guest not in options.preopens.values():
+            raise ArgumentError(f"the WASI option read_only_preopens has {shown(guest)}, which is none of the preopens' guest paths")
+    return options
+
+
+def _both(pairs: Mapping[str, str]) -> list[str]:
+    return [*pairs.keys(), *pairs.values()]
+
+
+def _check_characters(value: str, what: str) -> None:
+    if "\0" in value:
+        raise ArgumentError(f"{what} must not hold a null character: {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as failure:
+        raise ArgumentError(f"{what} cannot be written as UTF-8: {shown(value)}") from failure
