@@ -135,6 +135,7 @@ class Core:
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
+        self.call("initialize")
         words = ctypes.c_uint32 * (layout.EXCHANGE_SIZE // 4)
         self.exchange = memoryview(words.from_address(self._base + self.call("exchange_address"))).cast("B").cast("I")
 

@@ -22,6 +22,7 @@ void harness_destroy(void) { free(metadata); }
 
 void process_begin(u32 owner) {
     me = owner;
+    initialize();
     CHECK(heap_open(SLOT, (uintptr_t)metadata, start, owner) == STATUS_OK);
     CHECK(heap_open(AUTHORITY, (uintptr_t)metadata, start, OWNER_COORDINATOR) == STATUS_OK);
     exchange[0] = SLOT;

@@ -11,6 +11,7 @@
 
 u32 heap_open(u32 slot, uintptr_t metadata, u32 start, u32 owner);
 u32 heap_close(u32 slot);
+void initialize(void);
 void *exchange_address(void);
 u32 chain_set(u32 count);
 u32 heap_malloc(u32 size, u32 slot, u32 alignment);

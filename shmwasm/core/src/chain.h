@@ -6,7 +6,12 @@
 
 extern PRIVATE heap *chain[MAXIMUM_SLOTS + 1]; /* ends with a null */
 extern PRIVATE u32 chain_length;
-extern PRIVATE front chain_front; /* the first heap's front, at a fixed address; zero if there is no chain */
+
+/* What the first heap's malloc and free need, at fixed addresses: with no pointer to follow they are a tenth faster. Without a chain
+ * the front is zero and the stacks are always empty. */
+extern PRIVATE front chain_front;
+extern PRIVATE stack chain_stacks[STACKS];
+extern PRIVATE u8 chain_classes[MAXIMUM_SLABS];
 
 /* Asks for `slabs` slabs for a class (CLASS_LARGE: one run). Returns how many grants it left in the exchange buffer, each three
  * words: first slab, count, 1 if adopted. */

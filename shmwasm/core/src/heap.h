@@ -8,7 +8,9 @@
  *   - an entry of a stack is a free block of that class in a slab of this process, and is in the stack once;
  *   - a free block of this process that is in no stack lies under a dirty bit, unless an interruption lost it (`interrupted`);
  *   - a slab of this process is in exactly one ring: its class's, or the ring of unused slabs (index CLASS_UNUSED), a run by its
- *     first slab (index CLASS_LARGE); one that it has given up is in none.
+ *     first slab (index CLASS_LARGE); one that it has given up is in none;
+ *   - `classes` names a slab's size class exactly while the slab is in that class's ring, which makes it this process's: one private
+ *     byte tells free whose a block is and where to put it.
  *
  * An engine may interrupt the core (epoch trap) at a function's entry and at a loop's back edge, and nowhere else. So what must
  * happen together is inlined and has no loop; and longer work is bracketed by `interrupted`, which asks for a trim when it is found
@@ -25,6 +27,7 @@
 #define TRIM_MINIMUM 16    /* slabs below which an automatic trim is not worth its time */
 #define RINGS (CLASS_LARGE + 1)
 #define STACKS 128 /* a power of two above every class, so that masking keeps a corrupt class inside the array */
+#define NO_BLOCKS (no_blocks + 1) /* the top, and the limit, of a stack that is always empty and full */
 
 typedef struct {
     u8 **top;   /* one past the last entry */
@@ -42,19 +45,22 @@ typedef struct {
 
 /* What every malloc and free reads. */
 typedef struct {
-    u32 start;      /* app address of the heap's first byte */
-    u32 bytes;      /* size of the data segment */
-    u32 bias;       /* app address of a block = 16 * (address of its state byte) + bias */
-    u32 fast_owner; /* the owner whose blocks the fast path of free may take; NO_OWNER where a free needs more work */
+    u32 start;         /* app address of the heap's first byte */
+    u32 bytes;         /* size of the data segment */
+    u32 bias;          /* app address of a block = 16 * (address of its state byte) + bias */
+    u32 fast_granules; /* granules in the data segment; 0 where every free needs more work than the fast path does */
+    u32 fast_owner;    /* the owner whose blocks the second fast path may take; NO_OWNER where a free needs more work */
     u32 may_free_remotely; /* that a fast path may free blocks of others */
     u8 *states;
     descriptor *descriptors;
-    stack *stacks;
 } front;
 
 typedef struct {
     front front;
-    stack stacks[STACKS];
+    stack *stacks; /* STACKS of them: own_stacks, but chain_stacks for the heap that heads the guest's chain */
+    u8 *classes;   /* for each slab the size class in whose ring it is, else 0: own_classes or chain_classes */
+    stack own_stacks[STACKS];
+    u8 *own_classes;
     header *header;
     u32 slot, owner, slabs, flags;
     u32 owned;         /* slabs of this process */
@@ -68,6 +74,7 @@ typedef struct {
     u8 **bases[SIZE_CLASSES + 1];
 } heap;
 
+extern u8 *no_blocks[1]; /* a null, for ever */
 extern PRIVATE heap *heaps[MAXIMUM_SLOTS];
 extern PRIVATE u32 exchange[EXCHANGE_SIZE / 4];
 extern u8 class_of_granules[MAXIMUM_SMALL / GRANULE + 1];
@@ -93,6 +100,9 @@ INLINE descriptor *descriptor_at(const heap *h, u32 slab) {
 
 INLINE u8 *first_state(const heap *h, u32 slab) { return h->front.states + (size_t)slab * GRANULES_PER_SLAB; }
 
+/* What `classes` says of a slab in the ring of `class`. */
+INLINE u8 fast_class(u32 class) { return class <= SIZE_CLASSES ? (u8)class : 0; }
+
 INLINE void push(stack *s, u8 *state) {
     *s->top = state;
     s->top++;
@@ -115,6 +125,7 @@ INLINE void ring_link(heap *h, u32 class, u32 slab) {
     }
     r->cursor = slab;
     r->count++;
+    h->classes[slab] = fast_class(class);
 }
 
 /* Takes a slab out of its ring; a cursor on it moves on. */
@@ -126,6 +137,7 @@ INLINE void ring_unlink(heap *h, u32 class, u32 slab) {
     plain_store(&descriptor_at(h, next)->previous, previous);
     if (r->cursor == slab) r->cursor = next == slab ? NO_SLAB : next;
     r->count--;
+    h->classes[slab] = 0;
 }
 
 #endif

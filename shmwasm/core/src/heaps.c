@@ -8,6 +8,9 @@ PRIVATE _Alignas(64) u32 exchange[EXCHANGE_SIZE / 4];
 PRIVATE heap *chain[MAXIMUM_SLOTS + 1];
 PRIVATE u32 chain_length;
 PRIVATE front chain_front;
+PRIVATE stack chain_stacks[STACKS];
+PRIVATE u8 chain_classes[MAXIMUM_SLABS];
+u8 *no_blocks[1];
 u8 class_of_granules[MAXIMUM_SMALL / GRANULE + 1];
 
 #ifdef __wasm__
@@ -49,13 +52,15 @@ static u32 stack_capacity(u32 class) {
 static heap *new_heap(void) {
     u32 entries = 0;
     for (u32 class = 1; class <= SIZE_CLASSES; class++) entries += 1 + stack_capacity(class);
-    heap *h = new_memory(sizeof(heap) + entries * sizeof(u8 *));
+    heap *h = new_memory((u32)(sizeof(heap) + entries * sizeof(u8 *) + MAXIMUM_SLABS));
     if (h == NULL) return NULL;
     u8 **next = (u8 **)(h + 1);
+    h->stacks = h->own_stacks;
+    h->classes = h->own_classes = (u8 *)(next + entries);
     for (u32 class = 0; class < STACKS; class++) {
         u32 capacity = class >= 1 && class <= SIZE_CLASSES ? stack_capacity(class) : 0;
         if (capacity == 0) {
-            h->stacks[class].top = h->stacks[class].limit = (u8 **)(h + 1) + 1; /* below it lies the null of the first stack */
+            h->stacks[class] = (stack){NO_BLOCKS, NO_BLOCKS};
             continue;
         }
         h->bases[class] = h->stacks[class].top = next + 1;
@@ -80,6 +85,7 @@ heap *heap_at(u32 slot) {
 
 static void forget(heap *h) {
     for (u32 class = 1; class <= SIZE_CLASSES; class++) h->stacks[class].top = h->bases[class];
+    for (u32 slab = 0; slab < h->slabs; slab++) h->classes[slab] = 0;
     for (u32 class = 0; class < RINGS; class++) h->rings[class] = (ring){NO_SLAB, 0};
     h->owned = h->owned_trimmed = h->cached_runs = h->cached_slabs = 0;
     h->interrupted = h->release_due = h->failures = 0;
@@ -99,7 +105,6 @@ u32 EXPORT(heap_open)(u32 slot, uintptr_t metadata, u32 start, u32 owner) {
     if (slot >= MAXIMUM_SLOTS || heap_at(slot) || owner < OWNER_COORDINATOR) return STATUS_BAD_ARGUMENT;
     if (head->magic != HEADER_MAGIC || head->version != LAYOUT_VERSION) return STATUS_BAD_HEADER;
     if (head->slabs == 0 || head->slabs > MAXIMUM_SLABS) return STATUS_BAD_HEADER;
-    if (class_of_granules[1] == 0) fill_class_table();
     if (heaps[slot] == NULL) heaps[slot] = new_heap();
     heap *h = heaps[slot];
     if (h == NULL) return STATUS_NO_MEMORY;
@@ -109,11 +114,11 @@ u32 EXPORT(heap_open)(u32 slot, uintptr_t metadata, u32 start, u32 owner) {
     h->front.bytes = head->slabs * SLAB_SIZE;
     h->flags = head->flags;
     h->owner = owner;
+    h->front.fast_granules = head->flags & FLAG_SCRUB ? 0 : head->slabs * GRANULES_PER_SLAB;
     h->front.fast_owner = head->flags & FLAG_SCRUB ? NO_OWNER : owner;
     h->front.may_free_remotely = head->flags == 0;
     h->front.descriptors = (descriptor *)(metadata + DESCRIPTORS_OFFSET);
     h->front.states = (u8 *)metadata + DESCRIPTORS_OFFSET + sections(head->slabs * DESCRIPTOR_SIZE);
-    h->front.stacks = h->stacks;
     place(h, start);
     forget(h);
     h->is_open = 1;
@@ -148,17 +153,49 @@ u32 EXPORT(heap_reset)(u32 slot) {
     return STATUS_OK;
 }
 
+static void move_tables(heap *h, stack *stacks, u8 *classes) {
+    for (u32 class = 0; class < STACKS; class++) stacks[class] = h->stacks[class];
+    for (u32 slab = 0; slab < h->slabs; slab++) classes[slab] = h->classes[slab];
+    h->stacks = stacks;
+    h->classes = classes;
+}
+
+static void empty_chain_stacks(void) {
+    for (u32 class = 0; class < STACKS; class++) chain_stacks[class] = (stack){NO_BLOCKS, NO_BLOCKS};
+}
+
+/* Makes a heap, or none, the one whose tables are at the fixed addresses. */
+static void set_head(heap *head) {
+    heap *before = chain_length > 0 ? chain[0] : NULL;
+    if (before != head) {
+        if (before) move_tables(before, before->own_stacks, before->own_classes);
+        if (head) {
+            move_tables(head, chain_stacks, chain_classes);
+        } else {
+            empty_chain_stacks();
+        }
+    }
+    chain_front = head ? head->front : (front){0};
+}
+
 /* Sets the heaps that a guest's malloc tries, in order: `count` slots in the exchange buffer. */
 u32 EXPORT(chain_set)(u32 count) {
     if (count > MAXIMUM_SLOTS) return STATUS_BAD_ARGUMENT;
     for (u32 i = 0; i < count; i++) {
         if (heap_at(exchange[i]) == NULL) return STATUS_BAD_ARGUMENT;
     }
+    set_head(count > 0 ? heaps[exchange[0]] : NULL);
     for (u32 i = 0; i < count; i++) chain[i] = heaps[exchange[i]];
     chain[count] = NULL;
     chain_length = count;
-    chain_front = count > 0 ? chain[0]->front : (front){0};
     return STATUS_OK;
+}
+
+/* Makes the core ready; nothing else may be called before. The tables are made here, as of initialized data the engine would keep
+ * an image, and with it a descriptor. */
+void EXPORT(initialize)(void) {
+    if (class_of_granules[1] == 0) fill_class_table();
+    empty_chain_stacks();
 }
 
 void *EXPORT(exchange_address)(void) { return exchange; }

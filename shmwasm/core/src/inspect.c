@@ -102,7 +102,7 @@ static u32 verify_ring(const heap *h, u32 class) {
         descriptor *d = descriptor_at(h, slab);
         u32 next = plain_load(&d->next);
         if (plain_load(&d->owner) != h->owner || plain_load(&d->class) != class) return broken(BROKEN_RING, slab, slab * SLAB_SIZE);
-        if (next >= h->slabs) return broken(BROKEN_RING, slab, slab * SLAB_SIZE);
+        if (next >= h->slabs || h->classes[slab] != fast_class(class)) return broken(BROKEN_RING, slab, slab * SLAB_SIZE);
         if (plain_load(&descriptor_at(h, next)->previous) != slab) return broken(BROKEN_RING, slab, slab * SLAB_SIZE);
         seen++;
         slab = next;
