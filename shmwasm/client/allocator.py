@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import wasmtime
 
@@ -52,7 +53,7 @@ class ClientAllocator:
         self._engine: wasmtime.Engine | None = None
         self._cache = Cache.default()
         self._core: Core | None = None
-        self._heaps: dict[HeapSlot, int] = {}
+        self._heaps: WeakKeyDictionary[HeapSlot, int] = WeakKeyDictionary()
         self._refusals: dict[int, _Refusal] = {}
 
     def compile(self, source: Source) -> CompiledModule:
@@ -81,7 +82,6 @@ class ClientAllocator:
         """Let go of the core, once all heaps are closed."""
         with self._lock:
             self._core = self._engine = None
-            self._heaps.clear()
 
     def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
         """Ask the coordinator for slabs; none means refused."""

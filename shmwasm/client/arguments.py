@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from shmwasm import errors
+from shmwasm.client import checks
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import Number
 
@@ -57,11 +58,13 @@ def results_of(results: list[Number]) -> Number | list[Number] | None:
 def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
     try:
         if parameter in {"f32", "f64"}:
-            return float(argument)
+            return checks.real_number(argument)
         value = operator.index(argument)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise errors.ArgumentError(f"argument {place} of {export!r} must be of type {parameter}, not {argument!r}") from None
+    except Exception as failure:  # the argument's own code ran
+        raise errors.ArgumentError(
+            f"argument {place} of {export!r} must be of type {parameter}, not {errors.shown(argument)}"
+        ) from failure
     low, high = _LIMITS[parameter]
     if not low <= value < high:
-        raise errors.ArgumentError(f"argument {place} of {export!r} is {value}, which does not fit type {parameter}")
+        raise errors.ArgumentError(f"argument {place} of {export!r} is {errors.shown(value)}, which is no {parameter}")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm.addresses import AppAddress, HeapOffset
-from shmwasm.errors import ClosedError, UnsupportedError
+from shmwasm.errors import ArgumentError, ClosedError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,6 +37,11 @@ class Block:
         self._freed = False
 
     @property
+    def freed(self) -> bool:
+        """Whether the block was freed through this object."""
+        return self._freed
+
+    @property
     def address(self) -> AppAddress:
         """Where a guest attached to the heap's chain sees the block. Changes when the heap is chained or unchained."""
         return AppAddress(self.heap.start + self.offset)
@@ -61,6 +66,8 @@ class Block:
 
         Raises:
             UnsupportedError: numpy is not installed.
+            ArgumentError: Elements of that type have no bytes of their own: they are empty, or Python objects.
+            TypeError: numpy knows no such type (numpy's own error).
             ValueError: The block is too small for that shape (numpy's own error).
         """
         try:
@@ -68,6 +75,8 @@ class Block:
         except ImportError:
             raise UnsupportedError("Block.ndarray", "numpy is not installed; install 'shmwasm[numpy]'") from None
         kind = np.dtype(dtype)
+        if not kind.itemsize or kind.hasobject:
+            raise ArgumentError(f"{kind!r} is no type of elements that have bytes of their own")
         if shape is None:
             shape = self.size // kind.itemsize
         return np.ndarray(shape, kind, buffer=self.view)

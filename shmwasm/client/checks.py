@@ -80,7 +80,9 @@ def wasi_options(value: object) -> messages.WasiOptions | None:
         _check_characters(one, "a WASI option")
     for guest in options.read_only_preopens:
         if guest not in options.preopens.values():
-            raise ArgumentError(f"the WASI option read_only_preopens has {shown(guest)}, which is none of the preopens' guest paths")
+            raise ArgumentError(
+                f"the WASI option read_only_preopens has {shown(guest)}, which is none of the preopens' guest paths"
+            )
     return options
 
 

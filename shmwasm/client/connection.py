@@ -28,6 +28,9 @@ R = TypeVar("R", bound=messages.CoordinatorToClient)
 LEAVING_PATIENCE = 10.0
 """Seconds that a coordinator gets to take leave of a client."""
 
+LONGEST_WAIT = 3600.0
+"""Seconds that the receiver waits at a time: the kernel takes no wait of any length."""
+
 
 class Receiving(Protocol):
     """Something that the receiver thread reads for."""
@@ -114,7 +117,9 @@ class Receiver:
 
     def _patience(self) -> float | None:
         deadlines = [deadline for source in self._snapshot() if (deadline := source.next_deadline()) is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        if not deadlines:
+            return None
+        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_WAIT)
 
     def _snapshot(self) -> list[Receiving]:
         with self._lock:
@@ -161,9 +166,11 @@ class Connection:
             self._pending[number] = future
         try:
             self._post(build(number), descriptors)
-        except errors.CoordinatorLostError as error:
+        except BaseException as error:
             with self._lock:
                 self._pending.pop(number, None)
+            if not isinstance(error, errors.CoordinatorLostError):
+                raise
             if not future.done():
                 future.set_exception(error)
         return future
@@ -238,6 +245,8 @@ class Connection:
         try:
             self._channel.send(codec.encode(message), descriptors)
         except errors.ClosedError:
+            # The receiver would hear of it too, but only later.
+            self._lose(errors.CoordinatorLostError("the coordinator is gone"))
             raise errors.CoordinatorLostError("the coordinator is gone") from None
 
     def _answer(self, request: int, message: messages.CoordinatorToClient, received: list[int]) -> None:

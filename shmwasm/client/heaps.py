@@ -6,12 +6,15 @@ GiB, so `start`, and with it every block's app address, changes when the heap is
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from shmwasm import errors
-from shmwasm.addresses import AppAddress, HeapOffset, NativeAddress, unsigned32
+from shmwasm.addresses import WINDOW_END, AppAddress, HeapOffset, NativeAddress, unsigned32
+from shmwasm.client import checks
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
@@ -109,14 +112,15 @@ class SharedHeap:
             ClosedError: The heap was closed.
         """
         address = self.malloc_address(size, alignment)
-        return Block(self, HeapOffset(address - self._start), size)
+        return Block(self, HeapOffset(address - self._start), size if type(size) is int else operator.index(size))
 
     def calloc(self, count: int, size: int = 1) -> Block:
         """Allocate a block of `count * size` zero bytes; raises what `malloc` raises."""
-        if count < 0 or size < 0:
-            raise errors.ArgumentError(f"calloc of {count} x {size} bytes: neither may be negative")
+        count, size = checks.whole_number(count, "calloc's count"), checks.whole_number(size, "calloc's size")
+        view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
         block = self.malloc(count * size)
         ctypes.memset(self._native + block.offset, 0, block.size)
+        del view
         return block
 
     def realloc(self, block: Block, size: int) -> Block:
@@ -125,18 +129,24 @@ class SharedHeap:
         The bytes stay where they are when they can.
 
         Raises:
+            ArgumentError: `block` is no block of this heap, or `size` no size.
             InvalidFreeError: `block` is not live; nothing changed.
             HeapExhaustedError: There is no room; `block` stays as it was.
         """
-        slot = self._managed_slot()
+        slot, size = self._managed_slot(), checks.whole_number(size, "realloc's size")
+        if not isinstance(block, Block):
+            raise errors.ArgumentError(f"{errors.shown(block)} is not a block of {self!r}")
         usable = slot.usable_size(self._address_of(block))
-        if not usable:
+        if block.freed or not usable:
             raise errors.InvalidFreeError(self.name, self._address_of(block), "it is not a live block")
         if usable // 2 < size <= usable:
             moved = Block(self, block.offset, size)
         else:
+            view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
             moved = self.malloc(size)
-            ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size))
+            # A block that somebody else freed may be a smaller one by now.
+            ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size, usable))
+            del view
             self.free_address(block.address)
         block._freed = True  # noqa: SLF001
         return moved
@@ -173,16 +183,20 @@ class SharedHeap:
         Raises:
             ArgumentError: There is no such block in this heap, or it is smaller than `size`.
         """
-        address = unsigned32(app_address)
+        address = self._address_of(app_address)
         offset = HeapOffset(address - self._start)
+        self.view  # noqa: B018  raises if it was closed
         if not 0 <= offset < self.size:
             raise errors.ArgumentError(f"app address {address:#x} is not in shared heap {self.name!r}")
         usable = self.size - offset if self._slot is None else self._slot.usable_size(address)
         if not usable:
             raise errors.ArgumentError(f"no live block of shared heap {self.name!r} starts at app address {address:#x}")
-        if size is not None and not 0 < size <= usable:
-            raise errors.ArgumentError(f"the block at app address {address:#x} has {usable} bytes, not {size}")
-        return Block(self, offset, usable if size is None else size)
+        if size is None:
+            return Block(self, offset, usable)
+        wanted = checks.whole_number(size, "a block's size")
+        if not 0 < wanted <= usable:
+            raise errors.ArgumentError(f"the block at app address {address:#x} has {usable} bytes, not {wanted}")
+        return Block(self, offset, wanted)
 
     def statistics(self) -> AllocatorStatistics:
         """Return what the allocator counts; meaningful to the last block only while nobody allocates.
@@ -237,31 +251,38 @@ class SharedHeap:
     def move(self, start: AppAddress) -> None:
         """Take note that the heap starts at `start` from now on: its chain changed."""
         self._start = start
-        if self._slot is not None:
-            self._slot.move(start)
+        slot = self._slot
+        if slot is not None:
+            with contextlib.suppress(errors.ClosedError):  # another thread closes the heap
+                slot.move(start)
 
     def give_back(self) -> None:
         """Return every slab in which nothing lives to the coordinator."""
-        if self._slot is not None:
-            ranges = self._slot.trim()
+        slot = self._slot
+        if slot is not None:
+            try:
+                ranges = slot.trim()
+            except errors.ClosedError:
+                return  # another thread closes the heap, which gives everything back
             if ranges:
                 self._connection.send(messages.Release(heap=self.number, ranges=ranges))
 
     def release(self) -> None:
         """Drop what this process holds of the heap; the coordinator is told nothing."""
-        if self._mapping is not None:
-            self._mapping.close()
-        self._mapping = self._view = None
-        if self._slot is not None:
-            slot, self._slot = self._slot, None
+        mapping, self._mapping, self._view = self._mapping, None, None
+        slot, self._slot = self._slot, None
+        if mapping is not None:
+            mapping.close()
+        if slot is not None:
             slot.close()
 
     def start_anew(self) -> None:
         """Start anew after a reset of the chain: no block lives any more."""
-        if self._slot is not None:
-            self._slot.reset()
+        view, slot = self.view, self._slot
+        if slot is not None:
+            slot.reset()
         elif not self.read_only:
-            ctypes.memset(self._native, 0, self.size)
+            ctypes.memset(self._native, 0, len(view))
 
     def abandon(self) -> None:
         """Take the heap away from a forked child; the coordinator is told nothing."""
@@ -286,16 +307,19 @@ class SharedHeap:
     def _free_nothing(self, address: int) -> None:
         if self._mapping is None:
             raise errors.ClosedError(repr(self))
-        raise errors.InvalidFreeError(self.name, unsigned32(address), "a preallocated heap has no allocator")
+        raise errors.InvalidFreeError(self.name, self._address_of(address), "a preallocated heap has no allocator")
 
     def _scrub_and_free(self, address: int) -> None:
         slot = self._managed_slot()
+        address = self._address_of(address)
+        view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
         usable = slot.usable_size(address)
         if usable:
-            ctypes.memset(self._native + unsigned32(address) - self._start, 0, usable)
+            ctypes.memset(self._native + address - self._start, 0, usable)
+        del view
         slot.free(address)
 
     def _address_of(self, block: Block | int) -> AppAddress:
         if isinstance(block, Block) and block.heap is not self:
             raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
-        return AppAddress(unsigned32(block.__index__()))
+        return AppAddress(unsigned32(checks.whole_number(block, "an app address", low=-1 << 31, high=WINDOW_END - 1)))

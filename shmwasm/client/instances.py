@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Self
 
 from shmwasm import errors
+from shmwasm.client import checks
 from shmwasm.client.arguments import Value, converters, results_of
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import CallPath, Number, SocketCallPath
@@ -59,10 +60,12 @@ class Exports:
         self._bound: dict[str, BoundExport] = {}
 
     def __getitem__(self, name: str) -> BoundExport:
+        if not isinstance(name, str):
+            raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
         bound = self._bound.get(name)
         if bound is None:
             if name not in self._instance.module.exports:
-                raise errors.UnknownExportError(self._instance.number, str(name), sorted(self._instance.module.exports))
+                raise errors.UnknownExportError(self._instance.number, name, sorted(self._instance.module.exports))
             bound = self._bound[name] = BoundExport(self._instance, name)
         return bound
 
@@ -199,8 +202,7 @@ class Instance:
         """Start a call of converted arguments."""
         if self._closed:
             raise errors.ClosedError(repr(self))
-        if timeout is not None and not timeout > 0:
-            raise errors.ArgumentError(f"a time limit of {timeout} s is not above 0")
+        limit = checks.time_limit(timeout)
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
 
@@ -210,7 +212,7 @@ class Instance:
             else:
                 future.set_result(results_of(results or []))
 
-        self._path.start(export, arguments, timeout or 0.0, ended)
+        self._path.start(export, arguments, limit, ended)
         return future
 
     def attach_shared_heap(self, shared_heap: SharedHeap, *, read_only: bool = False) -> None:
@@ -224,6 +226,7 @@ class Instance:
             AttachError: Something is attached already, linear memory reaches the window, or the heap is no head. Nothing changed.
         """
         self._require_open()
+        checks.flag(read_only, "read_only")
         chain_head = self._number_of(shared_heap)
         self._connection.request(
             messages.Done,
@@ -290,8 +293,10 @@ class Instance:
         """Raise unless the block's app address means something to this instance.
 
         Raises:
-            ArgumentError: The block's heap is not in the attached chain.
+            ArgumentError: The block was freed, or its heap is not in the attached chain.
         """
+        if block.freed:
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
         if self._shared_heap is None or block.heap not in self._heaps_of(self._shared_heap):
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
 

@@ -35,7 +35,12 @@ def on_client(function: Callable[..., Any]) -> OnClient:
 
     It may be any callable, closures included, and is called like every host function: `function(caller, *arguments)`. The guest
     waits meanwhile. It must not call the instance that called it.
+
+    Raises:
+        ArgumentError: `function` cannot be called.
     """
+    if not callable(function):
+        raise errors.ArgumentError(f"{errors.shown(function)} cannot be called, so it cannot be a host function")
     return OnClient(function)
 
 
@@ -54,7 +59,7 @@ class Module:
         self.compiled = compiled
         self.exports: dict[str, FunctionType] = compiled.functions
         self._wanted = compiled.imported_functions
-        self._functions = _collect(name, imports or {})
+        self._functions = _collect(name, {} if imports is None else imports)
         self._check_imports()
 
     @property
@@ -128,14 +133,17 @@ class Module:
 
 def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[..., Any] | OnClient]:
     collected: dict[tuple[str, str], Callable[..., Any] | OnClient] = {}
+    if not isinstance(imports, Mapping):
+        raise errors.ArgumentError(f"the imports of {name!r} must map module names to functions, not be {errors.shown(imports)}")
     for module, functions in imports.items():
         if not isinstance(functions, Mapping):
             raise errors.ArgumentError(
-                f"the imports of {name!r} must map module names to functions by name; {module!r} maps to {functions!r}"
+                f"the imports of {name!r} must map module names to functions by name; "
+                f"{errors.shown(module)} maps to {errors.shown(functions)}"
             )
         for import_name, given in functions.items():
             if not callable(given) and not isinstance(given, OnClient):
-                raise errors.ArgumentError(f"the import {module}.{import_name} is {given!r}, which cannot be called")
+                raise errors.ArgumentError(f"the import {module}.{import_name} is {errors.shown(given)}, which cannot be called")
             if (module, import_name) in ALLOCATOR_IMPORTS:
                 raise errors.ArgumentError(f"the import {module}.{import_name} is the shared heap's own and cannot be replaced")
             collected[module, import_name] = given
@@ -145,10 +153,10 @@ def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[...,
 def _pickle(name: str, function: Callable[..., Any]) -> bytes:
     try:
         return pickle.dumps(function)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # the function's own code ran
         raise errors.ArgumentError(
             f"the import {name} cannot be pickled, so it cannot run in a worker ({error}); make it importable, or use on_client"
-        ) from None
+        ) from error
 
 
 def _preparation() -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress, HeapOffset, round_up
+from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
@@ -29,6 +30,12 @@ from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+LONGEST_NAME = 255
+"""The most characters of a name."""
+
+LARGEST_POOL = 4096
+"""The most instances of a pool: each is a process."""
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _runtimes_lock = threading.Lock()
@@ -53,8 +60,7 @@ class Runtime:
 
     def __init__(self, *, connect: str | os.PathLike[str] | None = None, quota: int = 0) -> None:
         check_platform()
-        if quota < 0:
-            raise errors.ArgumentError(f"a quota of {quota} bytes is below 0")
+        allowed = checks.whole_number(quota, "a quota of bytes")
         self._process: subprocess.Popen[bytes] | None = None
         if connect is None:
             channel, self._process = start_private_coordinator()
@@ -72,7 +78,7 @@ class Runtime:
         self._connection = Connection(channel, self._receiver, self._handle_event)
         try:
             self._welcome = self._connection.request(
-                messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=quota)
+                messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=allowed)
             )[0]
             self._allocator = ClientAllocator(self._welcome.peer, self._connection)
         except BaseException:
@@ -122,7 +128,13 @@ class Runtime:
             ArgumentError: A value that cannot be; the message names it.
         """
         self._require_open()
-        self._check_heap_options(size, pre_allocated, name, read_only=read_only, on_death=on_death)
+        size = self._checked_size(size, pre_allocated, read_only=checks.flag(read_only, "read_only"))
+        if on_death not in {"keep", "free"}:
+            raise errors.ArgumentError(f"on_death must be 'keep' or 'free', not {errors.shown(on_death)}")
+        for option, value in {"scrub": scrub, "remote_free": remote_free, "reserve": reserve, "prefault": prefault}.items():
+            checks.flag(value, option)
+        if name is not None:
+            checks.text(name, "a heap's name", longest=LONGEST_NAME)
         label = name or f"heap-{os.getpid()}-{os.urandom(3).hex()}"
         if pre_allocated is None:
             bytes_wanted = round_up(size or 0, SLAB_SIZE)
@@ -155,7 +167,8 @@ class Runtime:
         Raises:
             UnknownHeapError: There is none.
         """
-        return self._open_heap(messages.OpenHeap(request=0, name=name))
+        self._require_open()
+        return self._open_heap(messages.OpenHeap(request=0, name=checks.text(name, "a heap's name", longest=LONGEST_NAME)))
 
     def chain_shared_heaps(self, head: SharedHeap, body: SharedHeap) -> SharedHeap:
         """Put `head` directly below `body` (and the chain that it heads); return the head of the new chain.
@@ -181,10 +194,13 @@ class Runtime:
         Raises:
             ChainError: `head` heads no chain, or a heap of the chain is attached. Nothing changed.
         """
-        first = self.number_of(head)
+        first, entire = self.number_of(head), checks.flag(entire_chain, "entire_chain")
+        following = self._chains.get(first, [first])[-1 if entire else 1 :][:1]
+        if following and following[0] not in self._heaps:
+            raise errors.ChainError(head.name, "the heap to be returned was closed in this process: open it again first")
         laid_out = self._connection.request(
             messages.ChainLaidOut,
-            lambda number: messages.UnchainHeaps(request=number, head=first, entire_chain=entire_chain),
+            lambda number: messages.UnchainHeaps(request=number, head=first, entire_chain=entire),
         )[0]
         self._lay_out(laid_out.chains)
         return self._heaps[laid_out.result]
@@ -209,7 +225,7 @@ class Runtime:
         """
         self._require_open()
         if not isinstance(heap, SharedHeap):
-            raise errors.ArgumentError(f"{heap!r} is not a shared heap")
+            raise errors.ArgumentError(f"{errors.shown(heap)} is not a shared heap")
         heap.view  # noqa: B018  raises if it was closed
         if self._heaps.get(heap.number) is not heap:
             raise errors.ArgumentError(f"{heap!r} belongs to another runtime")
@@ -236,9 +252,10 @@ class Runtime:
             OSError: The file cannot be read.
         """
         self._require_open()
+        label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
         compiled = self._allocator.compile(source)
         try:
-            module = Module(name or compiled.name, compiled, imports)
+            module = Module(label or compiled.name, compiled, imports)
         except BaseException:
             compiled.close()
             raise
@@ -289,9 +306,8 @@ class Runtime:
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
             wasi: What WASI preview 1 grants the guests.
         """
-        count = len(os.sched_getaffinity(0)) if size is None else size
-        if count < 1:
-            raise errors.ArgumentError(f"a pool of {count} instances: it needs at least 1")
+        usable = len(os.sched_getaffinity(0))
+        count = usable if size is None else checks.whole_number(size, "a pool's size", low=1, high=LARGEST_POOL)
 
         def spawn() -> Future[Instance]:
             return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
@@ -380,25 +396,22 @@ class Runtime:
             # The child is not its parent: it must neither wait for it nor complain.
             self._process.returncode = 0
 
-    def _check_heap_options(
-        self, size: int | None, pre_allocated: Source | None, name: str | None, *, read_only: bool, on_death: str
-    ) -> None:
-        if size is None and pre_allocated is None:
-            raise errors.ArgumentError("a managed heap needs a size")
-        if size is not None and not 0 < size <= MAXIMUM_CHAIN_SIZE:
-            raise errors.ArgumentError(f"a heap of {size} bytes: a heap has 1 to {MAXIMUM_CHAIN_SIZE} bytes")
-        if pre_allocated is not None and size is not None and size % OS_PAGE:
-            raise errors.ArgumentError(
-                f"a preallocated heap of {size} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes"
-            )
+    @staticmethod
+    def _checked_size(size: int | None, pre_allocated: Source | None, *, read_only: bool) -> int | None:
         if pre_allocated is None and read_only:
             raise errors.ArgumentError(
                 "a managed heap cannot be read_only: its allocator's users write to it; attach it read-only instead"
             )
-        if on_death not in {"keep", "free"}:
-            raise errors.ArgumentError(f"on_death is {on_death!r}; it must be 'keep' or 'free'")
-        if name is not None and not 0 < len(name) <= 255:
-            raise errors.ArgumentError(f"a heap's name has 1 to 255 characters, not {len(name)}")
+        if size is None:
+            if pre_allocated is None:
+                raise errors.ArgumentError("a managed heap needs a size")
+            return None
+        number = checks.whole_number(size, "a heap's size in bytes", low=1, high=MAXIMUM_CHAIN_SIZE)
+        if pre_allocated is not None and number % OS_PAGE:
+            raise errors.ArgumentError(
+                f"a preallocated heap of {number} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes"
+            )
+        return number
 
     def _open_heap(self, wanted: messages.OpenHeap) -> SharedHeap:
         self._require_open()
@@ -446,16 +459,20 @@ class Runtime:
     ) -> Future[Instance]:
         self._require_open()
         if not isinstance(module, Module):
-            raise errors.ArgumentError(f"{module!r} is not a module that was loaded")
+            raise errors.ArgumentError(f"{errors.shown(module)} is not a module")
+        if module not in self._modules:
+            raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
+        checks.flag(read_only, "read_only")
+        allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self.number_of(shared_heap)
-        plan = module.plan(wasi)
+        plan = module.plan(checks.wasi_options(wasi))
         answered = self._connection.begin(
             lambda number: messages.Spawn(
                 request=number,
                 plan=plan,
                 chain_head=chain_head,
                 read_only=read_only,
-                quota=quota,
+                quota=allowed,
             ),
             [module.compiled.descriptor],
         )

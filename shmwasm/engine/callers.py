@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from shmwasm.errors import ArgumentError, ClosedError
+from shmwasm.errors import ArgumentError, ClosedError, shown
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,8 +73,9 @@ class Caller:
             ClosedError: The host function has returned.
         """
         self._check_running()
+        address, size = _index(address, "an address"), _index(size, "a size")
         if size < 0:
-            raise ArgumentError(f"a view of {size} bytes was asked for; it cannot have fewer than 0")
+            raise ArgumentError(f"a view of {shown(size)} bytes was asked for; it cannot have fewer than 0")
         start = address & 0xFFFF_FFFF if address < 0 else address
         for region in self._heaps():
             offset = start - region.start
@@ -93,3 +95,10 @@ class Caller:
     def _check_running(self) -> None:
         if self._returned:
             raise ClosedError("the caller of a host function", "is valid only until that function returns")
+
+
+def _index(value: object, what: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(f"{shown(value)} is not {what}") from failure

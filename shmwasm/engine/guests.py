@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ from shmwasm.errors import (
     ShmwasmError,
     UnknownExportError,
     UnsupportedError,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -190,12 +192,12 @@ def converted_results(kinds: Sequence[str], returned: object) -> Any:
     """
     if not kinds:
         if returned is not None:
-            raise ArgumentError(f"the host function returned {returned!r}, and the guest expects nothing")
+            raise ArgumentError(f"the host function returned {shown(returned)}, and the guest expects nothing")
         return None
     if len(kinds) == 1:
         return _converted_result(kinds[0], returned)
     if not isinstance(returned, Sequence) or len(returned) != len(kinds):
-        raise ArgumentError(f"the host function returned {returned!r}, and the guest expects {len(kinds)} values")
+        raise ArgumentError(f"the host function returned {shown(returned)}, and the guest expects {len(kinds)} values")
     return list(map(_converted_result, kinds, returned))
 
 
@@ -203,12 +205,14 @@ def _converted_result(kind: str, value: Any) -> int | float:
     bits = _BITS.get(kind)
     try:
         if bits is None:
-            return float(value)
+            return math.ldexp(value, 0)  # unlike `float` it does not read text
         number = operator.index(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ArgumentError(f"the host function returned {value!r}, and the guest expects a value of type {kind}") from None
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(
+            f"the host function returned {shown(value)}, and the guest expects a value of type {kind}"
+        ) from failure
     if not -(1 << (bits - 1)) <= number < 1 << bits:
-        raise ArgumentError(f"the host function returned {number}, which does not fit into {bits} bits")
+        raise ArgumentError(f"the host function returned {shown(number)}, which does not fit into {bits} bits")
     return number
 
 

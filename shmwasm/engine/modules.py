@@ -13,8 +13,8 @@ import functools
 import hashlib
 import os
 import re
+import stat
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -23,7 +23,7 @@ from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import fingerprint, new_engine
-from shmwasm.errors import ClosedError, ModuleError
+from shmwasm.errors import ClosedError, ModuleError, shown
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -141,22 +141,48 @@ def read_module(source: Source) -> tuple[str, bytes]:
     """
     match source:
         case str() if "(module" in source:
-            name, content = "text", source.encode()
+            name, content = "text", _encoded(source)
         case bytes() | bytearray():
             name, content = f"{len(source)} bytes", bytes(source)
         case str() | os.PathLike():
-            name = os.fspath(source)
-            try:
-                content = Path(source).read_bytes()
-            except (OSError, ValueError) as failure:
-                raise ModuleError(name, f"it cannot be read: {getattr(failure, 'strerror', None) or failure}") from None
+            name, content = _read_file(source)
         case _:
-            raise ModuleError(repr(source), "it is neither bytes nor text nor a path")
+            raise ModuleError(shown(source), "it is neither bytes nor text nor a path")
     if not content.startswith(_MAGIC):
         content = _binary(name, content)
     if content[4:8] != _CORE_VERSION:
         raise ModuleError(name, f"its version is {content[4:8].hex()}: a component, or a format to come, and no core module")
     return name, content
+
+
+def _read_file(source: str | os.PathLike[str]) -> tuple[str, bytes]:
+    """Return a name for errors, and what the file holds. Only a regular file has an end that is sure to come."""
+    try:
+        path = os.fsdecode(source)
+    except Exception as failure:  # the path's own code ran
+        raise ModuleError(shown(source), f"it is no path: {failure}") from failure
+    try:
+        # A pipe that nobody writes to must not be waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ModuleError(_readable(path), "it is no regular file")
+            return _readable(path), file.read()
+    except OSError as failure:
+        raise ModuleError(_readable(path), f"it cannot be read: {failure.strerror}") from None
+    except ValueError as failure:
+        raise ModuleError(_readable(path), f"it is no path: {failure}") from None
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as failure:
+        raise ModuleError("text", f"it cannot be written as UTF-8: {failure}") from None
+
+
+def _readable(path: str) -> str:
+    """Return a path as text that can be shown and sent, whatever bytes it has."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def compile_module(source: Source, cache: Cache | None = None, *, engine: wasmtime.Engine | None = None) -> CompiledModule:
@@ -203,6 +229,8 @@ def deserialize(engine: wasmtime.Engine, artifact: int) -> wasmtime.Module:
     Raises:
         ModuleError: It is no code, or no code for this engine and processor.
     """
+    if not stat.S_ISREG(os.fstat(artifact).st_mode):
+        raise ModuleError("compiled code", "it is no regular file")
     try:
         return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{artifact}")
     except wasmtime.WasmtimeError:
