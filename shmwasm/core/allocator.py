@@ -26,7 +26,7 @@ from shmwasm.addresses import AppAddress, NativeAddress, round_up, unsigned32
 from shmwasm.core import layout
 from shmwasm.core.calls import CoreFunction
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
-from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError
+from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError, shown
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
 from shmwasm.protocol.messages import SlabRange
 
@@ -322,8 +322,9 @@ class HeapSlot:
                 )
 
     def _call(self, name: str, *arguments: int) -> int:
-        self._check_open()
-        return self._core.call(name, self.number, *arguments)
+        with self._core.lock:  # between the check and the call the slot must not become another heap's
+            self._check_open()
+            return self._core.call(name, self.number, *arguments)
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -333,14 +334,16 @@ class HeapSlot:
         """Allocate what the hot path did not: something large or aligned, or after a lease."""
         self._check_open()
         size, alignment = _index(size, "a size"), _index(alignment, "an alignment")
-        if size < 0:
-            raise ArgumentError(f"a block of {size} bytes cannot be allocated")
+        if not 0 <= size < 1 << 63:
+            raise ArgumentError(f"a block of {shown(size)} bytes cannot be allocated")
         if not 0 < alignment <= layout.MAXIMUM_ALIGNMENT or alignment & (alignment - 1):
-            raise ArgumentError(f"alignment {alignment} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
+            raise ArgumentError(f"alignment {shown(alignment)} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
         if size >= 1 << 32:
             return self.exhausted(size)
         for _ in range(LEASE_ATTEMPTS):
-            answer = self._core.call("heap_malloc", size, self.number, alignment)
+            with self._core.lock:  # see `_call`
+                self._check_open()
+                answer = self._core.call("heap_malloc", size, self.number, alignment)
             if answer > layout.MAXIMUM_SMALL:
                 if self._call("release_is_due"):
                     self._release(keep=layout.KEPT_UNUSED)
@@ -374,9 +377,14 @@ class HeapSlot:
     def _free_slowly(self, address: int, status: int) -> None:
         """Deal with what the hot path answered: `status`, or anything else if it could not even ask."""
         self._check_open()
-        address = unsigned32(_index(address, "an address"))
+        address = _index(address, "an address")
+        if not -1 << 31 <= address < 1 << 32:
+            raise ArgumentError(f"{shown(address)} is no app address: it has more than 32 bits")
+        address = unsigned32(address)
         if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
-            status = self._core.call("heap_free", address, self.number)
+            with self._core.lock:  # see `_call`
+                self._check_open()
+                status = self._core.call("heap_free", address, self.number)
         if status == layout.STATUS_RELEASE_DUE:
             self._release(keep=layout.KEPT_UNUSED)
         elif status != layout.STATUS_OK:
@@ -403,8 +411,8 @@ def merged(ranges: list[SlabRange]) -> list[SlabRange]:
 def _index(value: object, what: str) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ArgumentError(f"{value!r} is not {what}") from None
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(f"{shown(value)} is not {what}") from failure
 
 
 def _opening_failed(status: int) -> str:

@@ -71,15 +71,16 @@ def malloc_function(
             try:
                 words, address = cells = take()
                 words[0] = size
-            except (IndexError, ValueError, TypeError):  # the pool is empty, or the size is no number from 0 to 2**32 - 1
+                is_small = size <= SMALL
+            except Exception:  # noqa: BLE001  the pool is empty, or the size is no number from 0 to 2**32 - 1
                 give(prepare())
             else:
-                if size <= SMALL:
+                if is_small:
                     call(context, function, address, arity, trap)
                 block = words[0]
                 give(cells)
                 # No app address is that small: no block, or a trap or a large size that left `size` where the answer belongs.
-                if block > SMALL >= size:
+                if block > SMALL and is_small:
                     return block
         return slowly(size, alignment)
 
@@ -99,7 +100,7 @@ def free_function(
         try:
             words, arguments = cells = take()
             words[0] = address
-        except (IndexError, ValueError, TypeError):  # the pool is empty, or the address is signed or no number
+        except Exception:  # noqa: BLE001  the pool is empty, or the address is signed or no number
             give(slot.new(2))
             slowly(address, NOT_ASKED)
         else:
