@@ -22,7 +22,7 @@ GLIBC: Final = "glibc"
 
 def rows(context: Context) -> Iterator[Row]:
     """Yield the rows of one worker alone, of two at once, and of blocks that one allocates and the other frees."""
-    times = context.scaled(2_000_000)
+    times = context.scaled(5_000_000)
     native = compile_natively("blocks")
     with Runtime() as runtime:
         module = runtime.load(guest("blocks"))

@@ -40,7 +40,7 @@ def _curve(what: str, points: list[str], values: list[list[float]], budget: Budg
 
 def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:
     """Malloc and free while so many other blocks live: of one size, and of many at random places beside glibc's."""
-    times = context.scaled(1_000_000)
+    times = context.scaled(2_000_000)
     native = compile_natively("blocks")
     pairs: list[Callable[[], float]] = []
     with contextlib.ExitStack() as stack:
@@ -68,7 +68,7 @@ def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator
 
 def _workers(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:
     """Malloc and free in one worker while the others do the same on the same heap."""
-    times = context.scaled(1_000_000)
+    times = context.scaled(2_000_000)
     with contextlib.ExitStack() as stack:
         heap = stack.enter_context(runtime.create_shared_heap(64 * MIB))
         instances = [stack.enter_context(runtime.spawn(module, shared_heap=heap)) for _ in range(max(WORKERS))]
