@@ -213,7 +213,7 @@ class UnknownExportError(InstanceError, LookupError):
 
     def __str__(self) -> str:
         names = ", ".join(self.known) or "none"
-        return f"instance {self.instance} exports no function {self.export!r}; its functions are: {names}"
+        return f"instance {self.instance} exports no function {shown(self.export)}; its functions are: {names}"
 
 
 @dataclass(eq=False)

@@ -57,13 +57,21 @@ def time_limit(value: object) -> float:
     """Return a time limit in seconds, and 0 where there is none."""
     if value is None:
         return 0.0
-    try:
-        seconds = real_number(value)
-    except Exception as failure:  # the value's own code ran
-        raise ArgumentError(f"a time limit must be a number of seconds, not {shown(value)}") from failure
-    if not seconds > 0:
+    limit = seconds(value, "a time limit")
+    if limit <= 0:
         raise ArgumentError(f"a time limit of {shown(value)} s is not above 0")
-    return min(seconds, threading.TIMEOUT_MAX)
+    return limit
+
+
+def seconds(value: object, what: str) -> float:
+    """Return a number of seconds, at most as many as can be waited for."""
+    try:
+        number = real_number(value)
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(f"{what} must be a number of seconds, not {shown(value)}") from failure
+    if math.isnan(number):
+        raise ArgumentError(f"{what} must be a number of seconds, not {shown(value)}")
+    return min(number, threading.TIMEOUT_MAX)
 
 
 def wasi_options(value: object) -> messages.WasiOptions | None:

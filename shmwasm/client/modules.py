@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
+from shmwasm.client import checks
 from shmwasm.engine.guests import WASI_MODULE
 from shmwasm.engine.modules import CompiledModule, FunctionType
 from shmwasm.protocol import messages
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 ALLOCATOR_IMPORTS = frozenset({("env", "shared_heap_malloc"), ("env", "shared_heap_free")})
 """What every instance is given natively, without being asked."""
+
+_LONGEST_IMPORT = 100_000
+"""How many characters a module's import can have: what wasmtime takes."""
 
 Imports = Mapping[str, Mapping[str, Callable[..., Any]]]
 
@@ -136,18 +140,26 @@ def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[...,
     if not isinstance(imports, Mapping):
         raise errors.ArgumentError(f"the imports of {name!r} must map module names to functions, not be {errors.shown(imports)}")
     for module, functions in imports.items():
+        _check_name(module, "an imported module's name")
         if not isinstance(functions, Mapping):
             raise errors.ArgumentError(
                 f"the imports of {name!r} must map module names to functions by name; "
                 f"{errors.shown(module)} maps to {errors.shown(functions)}"
             )
         for import_name, given in functions.items():
+            _check_name(import_name, "an imported function's name")
             if not callable(given) and not isinstance(given, OnClient):
                 raise errors.ArgumentError(f"the import {module}.{import_name} is {errors.shown(given)}, which cannot be called")
             if (module, import_name) in ALLOCATOR_IMPORTS:
                 raise errors.ArgumentError(f"the import {module}.{import_name} is the shared heap's own and cannot be replaced")
             collected[module, import_name] = given
     return collected
+
+
+def _check_name(name: object, what: str) -> None:
+    """WebAssembly allows any text for a name, even none."""
+    if name != "":
+        checks.text(name, what, longest=_LONGEST_IMPORT)
 
 
 def _pickle(name: str, function: Callable[..., Any]) -> bytes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shmwasm import errors
+from shmwasm.client import checks
 from shmwasm.client.arguments import Value
 from shmwasm.client.instances import Instance, Result
 
@@ -102,8 +103,11 @@ class InstancePool(Executor):
             chunksize: Has no effect: calls are not sent in chunks.
 
         Raises:
+            ArgumentError: `timeout` is no number of seconds.
             TimeoutError: A result was not there in time.
         """
+        if timeout is not None:
+            timeout = checks.seconds(timeout, "a time limit")
         return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)  # type: ignore[arg-type]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature

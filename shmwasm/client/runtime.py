@@ -129,7 +129,7 @@ class Runtime:
         """
         self._require_open()
         size = self._checked_size(size, pre_allocated, read_only=checks.flag(read_only, "read_only"))
-        if on_death not in {"keep", "free"}:
+        if on_death not in ("keep", "free"):
             raise errors.ArgumentError(f"on_death must be 'keep' or 'free', not {errors.shown(on_death)}")
         for option, value in {"scrub": scrub, "remote_free": remote_free, "reserve": reserve, "prefault": prefault}.items():
             checks.flag(value, option)

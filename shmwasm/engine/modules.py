@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Source = bytes | str | os.PathLike[str]
 """A module: its bytes, its text (which holds "(module"), or the path of either."""
 
+_LONGEST_NAME = 4096
+"""How many characters a module's name has at most: what no path exceeds."""
+
 _MAGIC = b"\0asm"
 _CORE_VERSION = b"\1\0\0\0"
 
@@ -182,7 +185,8 @@ def _encoded(text: str) -> bytes:
 
 def _readable(path: str) -> str:
     """Return a path as text that can be shown and sent, whatever bytes it has."""
-    return path.encode(errors="backslashreplace").decode()
+    text = path.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_NAME else f"{text[:100]}..."
 
 
 def compile_module(source: Source, cache: Cache | None = None, *, engine: wasmtime.Engine | None = None) -> CompiledModule:

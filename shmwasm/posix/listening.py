@@ -20,7 +20,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from shmwasm.errors import ArgumentError, ClosedError, CoordinatorLostError, PeerRefusedError, UnsupportedError
+from shmwasm.errors import ArgumentError, ClosedError, CoordinatorLostError, PeerRefusedError, UnsupportedError, shown
 from shmwasm.posix.channels import Channel, peer_credentials
 
 if TYPE_CHECKING:
@@ -165,10 +165,15 @@ def _checked(connection: socket.socket) -> Channel:
 
 
 def _checked_address(address: Address) -> str:
-    text = os.fspath(address)
-    name = text[1:] if text.startswith("\0") else os.path.split(text)[1]
-    if not name or name in {".", ".."} or "\0" in name or len(os.fsencode(name)) > MAXIMUM_NAME:
-        raise ArgumentError(f"{text!r} cannot name a socket: its last part must have 1 to {MAXIMUM_NAME} bytes")
+    try:
+        text = os.fsdecode(address)
+        path = text.removeprefix("\0")
+        name = path if path != text else os.path.split(path)[1]
+        size = len(os.fsencode(name))
+    except Exception as failure:  # the path's own code ran
+        raise ArgumentError(f"{shown(address)} cannot name a socket: {failure}") from failure
+    if not name or name in {".", ".."} or "\0" in path or size > MAXIMUM_NAME:
+        raise ArgumentError(f"{shown(text)} cannot name a socket: its last part must have 1 to {MAXIMUM_NAME} bytes")
     return text
 
 
