@@ -11,7 +11,7 @@ extern PRIVATE u32 chain_length;
  * the front is zero and the stacks are always empty. */
 extern PRIVATE front chain_front;
 extern PRIVATE stack chain_stacks[STACKS];
-extern PRIVATE u8 chain_classes[MAXIMUM_SLABS];
+extern PRIVATE u8 chain_classes[CLASSES_SIZE];
 
 /* Asks for `slabs` slabs for a class (CLASS_LARGE: one run). Returns how many grants it left in the exchange buffer, each three
  * words: first slab, count, 1 if adopted. */

@@ -27,6 +27,7 @@
 #define TRIM_MINIMUM 16    /* slabs below which an automatic trim is not worth its time */
 #define RINGS (CLASS_LARGE + 1)
 #define STACKS 128 /* a power of two above every class, so that masking keeps a corrupt class inside the array */
+#define CLASSES_SIZE (MAXIMUM_SLABS / 8 * 8 + 8) /* bytes of `classes`, in whole words */
 #define NO_BLOCKS (no_blocks + 1) /* the top, and the limit, of a stack that is always empty and full */
 
 typedef struct {
@@ -102,6 +103,11 @@ INLINE u8 *first_state(const heap *h, u32 slab) { return h->front.states + (size
 
 /* What `classes` says of a slab in the ring of `class`. */
 INLINE u8 fast_class(u32 class) { return class <= SIZE_CLASSES ? (u8)class : 0; }
+
+/* `classes` is cleared and copied in words of eight slabs: a heap may have very many. */
+INLINE u32 class_words(const heap *h) { return h->slabs / 8 + 1; }
+
+INLINE void clear_classes(const heap *h) { clear_words((u64 *)h->classes, class_words(h)); }
 
 INLINE void push(stack *s, u8 *state) {
     *s->top = state;

@@ -9,7 +9,7 @@ PRIVATE heap *chain[MAXIMUM_SLOTS + 1];
 PRIVATE u32 chain_length;
 PRIVATE front chain_front;
 PRIVATE stack chain_stacks[STACKS];
-PRIVATE u8 chain_classes[MAXIMUM_SLABS];
+PRIVATE _Alignas(8) u8 chain_classes[CLASSES_SIZE];
 u8 *no_blocks[1];
 u8 class_of_granules[MAXIMUM_SMALL / GRANULE + 1];
 
@@ -52,11 +52,11 @@ static u32 stack_capacity(u32 class) {
 static heap *new_heap(void) {
     u32 entries = 0;
     for (u32 class = 1; class <= SIZE_CLASSES; class++) entries += 1 + stack_capacity(class);
-    heap *h = new_memory((u32)(sizeof(heap) + entries * sizeof(u8 *) + MAXIMUM_SLABS));
+    heap *h = new_memory((u32)(sizeof(heap) + entries * sizeof(u8 *) + CLASSES_SIZE + 8));
     if (h == NULL) return NULL;
     u8 **next = (u8 **)(h + 1);
     h->stacks = h->own_stacks;
-    h->classes = h->own_classes = (u8 *)(next + entries);
+    h->classes = h->own_classes = (u8 *)(((uintptr_t)(next + entries) + 7) & ~(uintptr_t)7);
     for (u32 class = 0; class < STACKS; class++) {
         u32 capacity = class >= 1 && class <= SIZE_CLASSES ? stack_capacity(class) : 0;
         if (capacity == 0) {
@@ -85,7 +85,7 @@ heap *heap_at(u32 slot) {
 
 static void forget(heap *h) {
     for (u32 class = 1; class <= SIZE_CLASSES; class++) h->stacks[class].top = h->bases[class];
-    for (u32 slab = 0; slab < h->slabs; slab++) h->classes[slab] = 0;
+    clear_classes(h);
     for (u32 class = 0; class < RINGS; class++) h->rings[class] = (ring){NO_SLAB, 0};
     h->owned = h->owned_trimmed = h->cached_runs = h->cached_slabs = 0;
     h->interrupted = h->release_due = h->failures = 0;
@@ -155,7 +155,7 @@ u32 EXPORT(heap_reset)(u32 slot) {
 
 static void move_tables(heap *h, stack *stacks, u8 *classes) {
     for (u32 class = 0; class < STACKS; class++) stacks[class] = h->stacks[class];
-    for (u32 slab = 0; slab < h->slabs; slab++) classes[slab] = h->classes[slab];
+    for (u32 i = 0; i < class_words(h); i++) ((u64 *)classes)[i] = ((u64 *)h->classes)[i];
     h->stacks = stacks;
     h->classes = classes;
 }

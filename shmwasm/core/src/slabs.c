@@ -207,7 +207,7 @@ static void trim_runs(heap *h) {
 /* Puts every slab of this process into its ring again, after an interruption may have left one in none. */
 static void rebuild_rings(heap *h) {
     for (u32 class = 0; class < RINGS; class++) h->rings[class] = (ring){NO_SLAB, 0};
-    for (u32 slab = 0; slab < h->slabs; slab++) h->classes[slab] = 0;
+    clear_classes(h);
     h->owned = 0;
     for (u32 slab = 0, count; slab < h->slabs; slab += count) {
         descriptor *d = descriptor_at(h, slab);
