@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.measuring import elapsed, process_clock
+from benchmarks.measuring import elapsed, median_elapsed, process_clock
 
 if TYPE_CHECKING:
     from shmwasm import Instance
@@ -22,6 +22,9 @@ GUESTS = Path(__file__).parent / "guests"
 NO_COMPILER = "no peer: no compiler"
 
 MIB = 1 << 20
+
+EMPTY_CALLS = 100
+"""How often an empty call is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,13 @@ def guest_work(instance: Instance, export: str, *arguments: int, divisor: int) -
     """Return a subject: the processor time that the worker needs for one call, divided by `divisor`."""
     clock = process_clock(instance.pid)
     return lambda: elapsed(lambda: instance.call(export, *arguments), clock=clock) / divisor
+
+
+def loop_work(instance: Instance, export: str, times: int, argument: int) -> Callable[[], float]:
+    """Return a subject: the processor time of one round of a guest's loop, without what the call of it takes."""
+    clock = process_clock(instance.pid)
+    empty = median_elapsed(lambda: instance.call(export, 0, argument), EMPTY_CALLS, clock=clock)
+    return lambda: (elapsed(lambda: instance.call(export, times, argument), clock=clock) - empty) / times
 
 
 def compiler() -> str | None:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from benchmarks.context import MIB, NO_COMPILER, Context, compile_natively, guest, guest_work
-from benchmarks.measuring import elapsed, interleave, process_clock
+from benchmarks.context import EMPTY_CALLS, MIB, NO_COMPILER, Context, compile_natively, guest, loop_work
+from benchmarks.measuring import elapsed, interleave, median_elapsed, process_clock
 from benchmarks.rows import Budget, Row, compare, ratio_at_most
 from shmwasm import Instance, Runtime, SharedHeap
 
@@ -37,7 +37,7 @@ def rows(context: Context) -> Iterator[Row]:
         if native is not None:
             native.drop()
         yield from _two_at_once(context, first, second, elsewhere, times)
-        yield _freed_elsewhere(context, heap, first, second)
+        yield _freed_elsewhere(context, heap, first, second, times)
 
 
 def beside_glibc(
@@ -52,7 +52,7 @@ def beside_glibc(
     """Return the row of one call of the guest, divided by its first argument, beside the same source compiled natively."""
     instance, native = sides
     export, times, argument = call
-    ours = guest_work(instance, export, times, argument, divisor=times)
+    ours = loop_work(instance, export, times, argument)
     if native is None:
         (measured,) = interleave(ours, rounds=context.rounds)
         return compare(topic, what, measured, NO_COMPILER, budget=budget)
@@ -85,7 +85,7 @@ def _two_at_once(context: Context, first: Instance, second: Instance, elsewhere:
     yield compare(TOPIC, what, together, "at once, a heap each", apart)
 
 
-def _freed_elsewhere(context: Context, heap: SharedHeap, first: Instance, second: Instance) -> Row:
+def _freed_elsewhere(context: Context, heap: SharedHeap, first: Instance, second: Instance, times: int) -> Row:
     """Return what a block takes that one worker allocates and another frees: the time of both, in batches."""
     count = context.scaled(BATCH)
     blocks = heap.malloc(4 * count)
@@ -94,17 +94,19 @@ def _freed_elsewhere(context: Context, heap: SharedHeap, first: Instance, second
     def both() -> float:
         return sum(clock() for clock in clocks)
 
-    def batch(freeing: Instance) -> float:
-        def work() -> None:
-            if first.call("allocate", blocks, count, SIZE) != count:
-                raise MemoryError(f"the heap has no room for {count} blocks of {SIZE} bytes")
-            freeing.call("release", blocks, count)
+    def batch(size: int) -> None:
+        if first.call("allocate", blocks, size, SIZE) != size:
+            raise MemoryError(f"the heap has no room for {size} blocks of {SIZE} bytes")
+        second.call("release", blocks, size)
 
-        return elapsed(work, clock=both) / count
+    empty = median_elapsed(lambda: batch(0), EMPTY_CALLS, clock=both)
 
-    own = guest_work(first, "pairs", count, SIZE, divisor=count)
-    elsewhere, _here, pairs = interleave(lambda: batch(second), lambda: batch(first), own, rounds=context.rounds, warmups=3)
+    def elsewhere() -> float:
+        return (elapsed(lambda: batch(count), clock=both) - empty) / count
+
+    own = loop_work(first, "pairs", times, SIZE)
+    measured, pairs = interleave(elsewhere, own, rounds=context.rounds, warmups=3)
     blocks.free()
     return compare(
-        TOPIC, "malloc in one worker, free in another, 64 B", elsewhere, "own malloc + free", pairs, budget=ratio_at_most(3.0)
+        TOPIC, "malloc in one worker, free in another, 64 B", measured, "own malloc + free", pairs, budget=ratio_at_most(3.0)
     )

@@ -18,14 +18,20 @@ PEER: Final = "ctypes: malloc, free"
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """Yield a row for raw addresses and one for `Block` objects."""
+    """Yield a row for each way to free a raw address, and one for `Block` objects."""
     times = context.scaled(200_000)
     with Runtime() as runtime:
         heap = runtime.create_shared_heap(16 * MIB)
-        raw, blocks, peers = interleave(
-            _timed(_addresses(heap), times), _timed(_blocks(heap), times), _timed(_libc(), times), rounds=context.rounds
+        malloc = heap.malloc_address
+        raw, either, blocks, peers = interleave(
+            _timed(_addresses(malloc, heap.free_address), times),
+            _timed(_addresses(malloc, heap.free), times),
+            _timed(_blocks(heap), times),
+            _timed(_libc(), times),
+            rounds=context.rounds,
         )
-    yield compare(TOPIC, "malloc_address + free, 64 B", raw, PEER, peers, budget=at_most(1.0e-6))
+    yield compare(TOPIC, "malloc_address + free_address, 64 B", raw, PEER, peers, budget=at_most(1.0e-6))
+    yield compare(TOPIC, "malloc_address + free, 64 B", either, PEER, peers, budget=at_most(1.0e-6))
     yield compare(TOPIC, "malloc + free of a Block, 64 B", blocks, PEER, peers, budget=at_most(2.0e-6))
 
 
@@ -33,9 +39,8 @@ def _timed(loop: Callable[[int], None], times: int) -> Callable[[], float]:
     return lambda: elapsed(lambda: loop(times), clock=time.thread_time) / times
 
 
-def _addresses(heap: SharedHeap) -> Callable[[int], None]:
+def _addresses(malloc: Callable[[int], int], free: Callable[[int], None]) -> Callable[[int], None]:
     def loop(times: int) -> None:
-        malloc, free = heap.malloc_address, heap.free
         for _ in range(times):
             free(malloc(SIZE))
 
@@ -56,9 +61,4 @@ def _libc() -> Callable[[int], None]:
     malloc, free = library.malloc, library.free
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     free.restype, free.argtypes = None, [ctypes.c_void_p]
-
-    def loop(times: int) -> None:
-        for _ in range(times):
-            free(malloc(SIZE))
-
-    return loop
+    return _addresses(malloc, free)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from benchmarks.context import MIB, Context, compile_natively, guest, guest_work
+from benchmarks.context import MIB, Context, compile_natively, guest, loop_work
 from benchmarks.guest_blocks import beside_glibc
 from benchmarks.measuring import elapsed, interleave, median_elapsed, process_clock
 from benchmarks.rows import Budget, Row, at_most, compare, ratio_at_most
@@ -51,7 +51,7 @@ def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator
             if instance.call("keep", live, SIZE) != live:
                 raise MemoryError(f"the heap has no room for {live} blocks of {SIZE} bytes")
             instances.append(instance)
-            pairs.append(guest_work(instance, "pairs", times, SIZE, divisor=times))
+            pairs.append(loop_work(instance, "pairs", times, SIZE))
         points = [f"{live:,} live" for live in LIVE_BLOCKS]
         yield from _curve("guest malloc + free, 64 B", points, interleave(*pairs, rounds=context.rounds))
         for live, instance, point in zip(LIVE_BLOCKS, instances, points, strict=True):
@@ -92,8 +92,13 @@ def _workers(context: Context, runtime: Runtime, module: Module) -> Iterator[Row
 def _heap_sizes(context: Context, runtime: Runtime) -> Iterator[Row]:
     """Creating a heap, which is linear as its memory is reserved, and attaching it, which is flat."""
     gibibyte = 1024 * MIB
-    (created,) = interleave(lambda: elapsed(lambda: runtime.create_shared_heap(gibibyte).close()), rounds=context.rounds)
-    yield compare(TOPIC, "create and close a heap of 1 GiB, reserved", created, budget=at_most(0.5))
+
+    def create() -> float:
+        with contextlib.ExitStack() as stack:
+            return elapsed(lambda: stack.enter_context(runtime.create_shared_heap(gibibyte)))
+
+    (created,) = interleave(create, rounds=context.rounds)
+    yield compare(TOPIC, "create a heap of 1 GiB, reserved", created, budget=at_most(0.5))
     module = runtime.load(guest("calls"))
     times = context.scaled(200)
     with contextlib.ExitStack() as stack:

@@ -384,6 +384,8 @@ class Runtime:
 
     def abandon(self) -> None:
         """Make this runtime unusable in a forked child, without a word to the coordinator, whose client is the parent."""
+        if self._closed is not None:
+            return  # it holds nothing any more, and its descriptors' numbers may be others' by now
         self._closed = f"belongs to process {os.getppid()}, and cannot be used in a forked child"
         self._allocator.abandon(self._closed)
         self._connection.abandon()
