@@ -99,6 +99,9 @@ class Receiver:
 
     def abandon(self) -> None:
         """Release the descriptors in a forked child, where the thread does not exist."""
+        if self._stopping:
+            # They were released before the fork, and their numbers may be others' by now.
+            return
         self._selector.close()
         os.close(self._wake)
 

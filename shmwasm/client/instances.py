@@ -331,7 +331,8 @@ class Instance:
                 converted = converted_results(kinds, function(caller, *arguments))
         except Exception as error:  # noqa: BLE001  whatever it is traps the guest
             name, details = type(error).__name__, traceback.format_exc()
-            raise errors.HostFunctionError(self.number, "", str(error), HOST_FUNCTION, [], name, details) from None
+            trap = f"a host function raised {name}: {error}"
+            raise errors.HostFunctionError(self.number, "", trap, HOST_FUNCTION, [], name, details) from None
         return [] if not kinds else [converted] if len(kinds) == 1 else converted
 
     def _regions(self) -> list[Region]:

@@ -7,6 +7,7 @@ function raises. wasmtime reports these in several types, some only as text; `de
 from __future__ import annotations
 
 import ctypes
+import re
 import traceback
 from typing import Final
 
@@ -115,8 +116,12 @@ def _code(trap: wasmtime.Trap) -> str:
 
 
 def _reason(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1].removeprefix("wasm trap: ") if lines else "unknown"
+    """Return wasmtime's reason in one line: the innermost cause, and what led to it where that is known."""
+    lines = [re.sub(r"^[0-9]+: ", "", line.strip()) for line in message.splitlines() if line.strip()]
+    if not lines:
+        return "unknown"
+    causes = lines[lines.index("Caused by:") + 1 : -1] if "Caused by:" in lines else []
+    return ", ".join([lines[-1].removeprefix("wasm trap: "), *causes])
 
 
 def _error_frames(error: wasmtime.WasmtimeError) -> list[str]:
