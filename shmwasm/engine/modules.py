@@ -311,8 +311,11 @@ def _binary(name: str, text: bytes) -> bytes:
 
 
 def _reason(failure: wasmtime.WasmtimeError) -> str:
-    """Return wasmtime's reason in one line: the first of its message, and the innermost cause."""
+    """Return wasmtime's reason in one line: the first of its message, and the innermost cause or the place in the text."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    place = re.search(r"^ *--> <anon>:([0-9]+):([0-9]+)$", str(failure), re.MULTILINE)
+    if place:
+        return f"{lines[0]} (line {place[1]}, column {place[2]})"
     if "Caused by:" in lines:
         return f"{lines[0]}: {re.sub(r'^[0-9]+: ', '', lines[-1])}"
     return lines[0] if lines else "unknown"
