@@ -53,7 +53,7 @@ class InstancePool(Executor):
         self._busy: dict[Instance, _Work] = {}
         self._starting = 0
         self._size = len(instances)
-        self._may_start = True
+        self._start_failure: BaseException | None = None
         self._shut = False
         self._released = False
         for instance in instances:
@@ -87,7 +87,7 @@ class InstancePool(Executor):
             if self._shut:
                 raise errors.ClosedError(repr(self), "was shut down")
             self._queue.append(work)
-            self._may_start = True
+            self._start_failure = None
         self._dispatch()
         return work.future
 
@@ -165,7 +165,11 @@ class InstancePool(Executor):
                 missing = self._missing()
                 self._starting += missing
                 assigned = self._assign()
+                failure, failed = self._start_failure, self._take_hopeless()
                 self._changed.notify_all()
+            for work in failed:
+                if work.future.set_running_or_notify_cancel():
+                    work.future.set_exception(failure)
             for instance in lost:
                 instance.discard()
             for _ in range(missing):
@@ -176,9 +180,17 @@ class InstancePool(Executor):
 
     def _missing(self) -> int:
         """Return how many instances to start now. The lock is held."""
-        if not self._may_start or (self._shut and not self._queue):
+        if self._start_failure is not None or (self._shut and not self._queue):
             return 0
         return self._size - len(self._idle) - len(self._busy) - self._starting
+
+    def _take_hopeless(self) -> list[_Work]:
+        """Take the calls for which no instance is there, nor will be. The lock is held."""
+        if self._start_failure is None or self._idle or self._busy or self._starting:
+            return []
+        hopeless = list(self._queue)
+        self._queue.clear()
+        return hopeless
 
     def _assign(self) -> tuple[Instance, _Work] | None:
         """Take the next call that still waits and an idle instance for it. The lock is held."""
@@ -215,19 +227,12 @@ class InstancePool(Executor):
 
     def _started(self, spawned: Future[Instance]) -> None:
         error = spawned.exception()
-        failed: list[_Work] = []
         with self._lock:
             self._starting -= 1
             # After a failure nothing is started until somebody submits again: a module that cannot start must not spin.
-            self._may_start = error is None
+            self._start_failure = error
             if error is None:
                 self._adopt(spawned.result())
-            elif not self._idle and not self._busy and not self._starting:
-                failed = list(self._queue)
-                self._queue.clear()
-        for work in failed:
-            if work.future.set_running_or_notify_cancel():
-                work.future.set_exception(error)
         self._dispatch()
 
     def _adopt(self, instance: Instance) -> None:
