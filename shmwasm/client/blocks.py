@@ -19,8 +19,8 @@ class Block:
     """Bytes of a shared heap: `size` bytes from heap offset `offset` on.
 
     A block passes as its app address wherever an integer is expected (`__index__`), so it can be given to a guest as it is. It
-    can be
-    pickled: whoever unpickles it, in whichever process of the same user, attaches to the same bytes.
+    can be pickled: whoever unpickles it, in whichever process of the same user, attaches to the same bytes. The pickle does not
+    keep the heap: some process must hold it open until then.
 
     As a context manager it is freed at the end. It is not freed when it is collected: a guest may hold its address.
     """

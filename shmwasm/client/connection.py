@@ -141,7 +141,8 @@ class Connection:
         self._numbers = itertools.count(1)
         self._pending: dict[int, Future[Reply]] = {}
         self._lock = threading.Lock()
-        self._lost: errors.CoordinatorLostError | None = None
+        self._lost: errors.ShmwasmError | None = None
+        self._leaving = False
         self._ended = threading.Event()
         receiver.add(self)
 
@@ -161,7 +162,8 @@ class Connection:
     def begin(self, build: Callable[[int], messages.Request], descriptors: Sequence[int] = ()) -> Future[Reply]:
         """Send the request that `build` makes of its number; return the future of the answer and its descriptors.
 
-        The future ends with the error that the coordinator answered, or with `CoordinatorLostError`.
+        The future ends with the error that the coordinator answered, or with `CoordinatorLostError` or, after `leave`,
+        `ClosedError`.
         """
         future: Future[Reply] = Future()
         number = next(self._numbers)
@@ -172,7 +174,7 @@ class Connection:
         except BaseException as error:
             with self._lock:
                 self._pending.pop(number, None)
-            if not isinstance(error, errors.CoordinatorLostError):
+            if not isinstance(error, errors.CoordinatorLostError | errors.ClosedError):
                 raise
             if not future.done():
                 future.set_exception(error)
@@ -225,9 +227,10 @@ class Connection:
 
     def leave(self) -> None:
         """Say goodbye, and wait until the coordinator took back what this process held; not for ever, as it may be stopped."""
+        self._leaving = True
         try:
             self.send(messages.Goodbye())
-        except errors.CoordinatorLostError:
+        except (errors.CoordinatorLostError, errors.ClosedError):
             return
         self._ended.wait(LEAVING_PATIENCE)
 
@@ -249,8 +252,7 @@ class Connection:
             self._channel.send(codec.encode(message), descriptors)
         except errors.ClosedError:
             # The receiver would hear of it too, but only later.
-            self._lose(errors.CoordinatorLostError("the coordinator is gone"))
-            raise errors.CoordinatorLostError("the coordinator is gone") from None
+            raise self._lose(errors.CoordinatorLostError("the coordinator is gone")) from None
 
     def _answer(self, request: int, message: messages.CoordinatorToClient, received: list[int]) -> None:
         with self._lock:
@@ -263,16 +265,18 @@ class Connection:
         else:
             future.set_result((message, received))
 
-    def _lose(self, error: errors.CoordinatorLostError) -> None:
+    def _lose(self, error: errors.CoordinatorLostError) -> errors.ShmwasmError:
+        """Fail what is pending and what is to come; return the error to raise, which is another if this end took leave first."""
         with self._lock:
             if self._lost is not None:
-                return
-            self._lost = error
+                return self._lost
+            lost = self._lost = errors.ClosedError("this runtime") if self._leaving else error
             self._ended.set()
             pending, self._pending = list(self._pending.values()), {}
         for future in pending:
-            future.set_exception(error)
+            future.set_exception(lost)
         self._handle_event(messages.Failed(request=0, code=type(error).__name__, facts={"reason": error.reason}))
+        return lost
 
 
 def error_of(code: str, facts: dict[str, Any]) -> errors.ShmwasmError:

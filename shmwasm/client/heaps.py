@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import operator
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -68,6 +69,7 @@ class SharedHeap:
         self._start = AppAddress(description.start)
         self._address = address
         self._mapping: Mapping | None = mapping
+        self._releasing = threading.Lock()
         self._view: memoryview | None = mapping.view[: description.size]
         self._native: NativeAddress = mapping.address
         self._slot = slot
@@ -224,11 +226,10 @@ class SharedHeap:
 
     def close(self) -> None:
         """Give up this process's hold on the heap. Views stay valid; the memory lives while anybody uses it. Twice is fine."""
-        if self._mapping is None:
+        if not self.release():
             return
-        self.release()
         self._forget(self)
-        if not self._connection.lost:
+        with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then there is nothing left to give up
             self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=self.number))
 
     def capability(self) -> tuple[str, str]:
@@ -267,14 +268,17 @@ class SharedHeap:
             if ranges:
                 self._connection.send(messages.Release(heap=self.number, ranges=ranges))
 
-    def release(self) -> None:
-        """Drop what this process holds of the heap; the coordinator is told nothing."""
-        mapping, self._mapping, self._view = self._mapping, None, None
-        slot, self._slot = self._slot, None
-        if mapping is not None:
-            mapping.close()
+    def release(self) -> bool:
+        """Drop what this process holds of the heap; the coordinator is told nothing. Return false if that was done before."""
+        with self._releasing:
+            mapping, self._mapping, self._view = self._mapping, None, None
+            slot, self._slot = self._slot, None
+        if mapping is None:
+            return False
+        mapping.close()
         if slot is not None:
             slot.close()
+        return True
 
     def start_anew(self) -> None:
         """Start anew after a reset of the chain: no block lives any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -246,8 +247,9 @@ class Instance:
 
     def kill(self) -> None:
         """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
-        if self.alive and not self._connection.lost:
-            self._connection.request(messages.Done, lambda number: messages.Kill(request=number, instance=self.number))
+        if self.alive:
+            with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
+                self._connection.request(messages.Done, lambda number: messages.Kill(request=number, instance=self.number))
             self._gone.wait()
 
     def close(self) -> None:
@@ -255,8 +257,11 @@ class Instance:
         if self._closed:
             return
         self._closed = True
-        if not self._gone.is_set() and not self._connection.lost:
-            self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))
+        if not self._gone.is_set():
+            with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
+                self._connection.request(
+                    messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number)
+                )
         self._release()
 
     def exited(self, exit_signal: int | None, exit_code: int | None) -> None:

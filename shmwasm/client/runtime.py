@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,8 +46,7 @@ class Runtime:
 
     Args:
         connect: Where a shared coordinator listens (`shmwasm coordinator --socket PATH`). By default a private coordinator is
-            started,
-            which ends, with everything made through it, when its last client goes, however that goes.
+            started, which ends, with everything made through it, when its last client goes, however that goes.
         quota: Bytes of managed heaps that this process may hold in all; 0 for no limit.
 
     Raises:
@@ -109,11 +108,9 @@ class Runtime:
 
         Args:
             size: Bytes. A managed heap's are rounded up to 64 KiB; of preallocated memory it is how much to use, a multiple of
-                the
-                OS page, by default all of it (rounded up to an OS page).
+                the OS page, by default all of it (rounded up to an OS page).
             pre_allocated: The memory: a `multiprocessing.shared_memory.SharedMemory`, a `posix_ipc.SharedMemory`, a descriptor,
-                a file, or a
-                path. It must not be truncated while it is a heap.
+                a file, or a path. It must not be truncated while it is a heap.
             name: For people, and for `open_shared_heap` in other processes; unique in the coordinator. By default one is made up.
             read_only: Nobody may write to it (preallocated memory only).
             on_death: What becomes of the live blocks of a process that dies: "keep" or "free".
@@ -175,8 +172,7 @@ class Runtime:
 
         Raises:
             ChainError: A heap is attached, `body` is a body already, `head` is a body or heads a chain, or both together do not
-                fit into a
-                window. Nothing changed.
+                fit into a window. Nothing changed.
         """
         below, above = self.number_of(head), self.number_of(body)
         laid_out = self._connection.request(
@@ -242,14 +238,12 @@ class Runtime:
         Args:
             source: A path, the bytes of a module, or WAT text.
             imports: Host functions by module and name. Each is called as `function(caller, *arguments)`, in the worker, for
-                which it must be
-                importable or picklable; wrap it in `on_client` to have it run in this process.
+                which it must be importable or picklable; wrap it in `on_client` to have it run in this process.
             name: What to call it in messages; by default its path.
 
         Raises:
-            ModuleError: It is no module, or it imports what was not given.
+            ModuleError: It is no module, the file cannot be read, or it imports what was not given.
             ArgumentError: An import cannot be called or pickled.
-            OSError: The file cannot be read.
         """
         self._require_open()
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
@@ -345,15 +339,15 @@ class Runtime:
 
         Calls under way fail with `WorkerLostError`, waiting ones are cancelled.
         """
-        if self._closed is not None:
-            return
         self._receiver.check_may_block()
-        self._closed = "is closed"
+        with self._lock:
+            if self._closed is not None:
+                return
+            self._closed = "is closed"
         for pool in list(self._pools):
             pool.abort()
         for instance in list(self._instances.values()):
-            if not self._connection.lost:
-                self._quietly(instance.kill)
+            instance.kill()
             instance.discard()
         for heap in list(self._heaps.values()):
             heap.release()
@@ -546,13 +540,6 @@ class Runtime:
     def _require_open(self) -> None:
         if self._closed is not None:
             raise errors.ClosedError("this runtime", self._closed)
-
-    def _quietly(self, action: Callable[[], None]) -> None:
-        """Do what needs the coordinator, unless that is gone: then there is nothing left to do."""
-        try:
-            action()
-        except errors.CoordinatorLostError:
-            return
 
     def _shut_down(self) -> None:
         self._connection.close()
