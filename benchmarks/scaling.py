@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -11,7 +10,7 @@ from benchmarks.context import MIB, Context, compile_natively, guest, loop_work
 from benchmarks.guest_blocks import beside_glibc
 from benchmarks.measuring import elapsed, interleave, median_elapsed, process_clock
 from benchmarks.rows import Budget, Row, at_most, compare, ratio_at_most
-from shmwasm import Instance, Module, Runtime
+from shmwasm import Instance, Module, Runtime, SharedHeap
 
 TOPIC: Final = "scaling"
 SIZE: Final = 64
@@ -19,12 +18,12 @@ FLAT: Final = ratio_at_most(1.25)
 """Flat, as far as a busy machine shows."""
 
 LIVE_BLOCKS: Final = (1_000, 10_000, 100_000, 1_000_000)
-WORKERS: Final = (1, 2, 4, 8)
+WORKERS: Final = (2, 4, 8)
 HEAP_SIZES: Final = (64 * MIB, 256 * MIB, 1024 * MIB, 2048 * MIB)
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """Yield one curve after the other; each point is compared with the curve's first."""
+    """Yield one curve after the other."""
     with Runtime() as runtime:
         module = runtime.load(guest("blocks"))
         yield from _live_blocks(context, runtime, module)
@@ -67,26 +66,35 @@ def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator
 
 
 def _workers(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:
-    """Malloc and free in one worker while the others do the same on the same heap."""
+    """Malloc and free in several workers at once: on one heap, beside as many workers that have a heap each."""
     times = context.scaled(2_000_000)
     with contextlib.ExitStack() as stack:
-        heap = stack.enter_context(runtime.create_shared_heap(64 * MIB))
-        instances = [stack.enter_context(runtime.spawn(module, shared_heap=heap)) for _ in range(max(WORKERS))]
-        clocks = [process_clock(instance.pid) for instance in instances]
 
-        def at_once(count: int) -> float:
-            def work() -> None:
-                for call in [instance.submit("pairs", times, SIZE) for instance in instances[:count]]:
-                    call.result()
+        def start(heap: SharedHeap) -> Instance:
+            return stack.enter_context(runtime.spawn(module, shared_heap=heap))
 
-            return elapsed(work, clock=lambda: sum(clock() for clock in clocks[:count])) / times / count
+        def new_heap() -> SharedHeap:
+            return stack.enter_context(runtime.create_shared_heap(16 * MIB))
 
-        values = interleave(*((lambda count=count: at_once(count)) for count in WORKERS), rounds=context.rounds)
-    yield from _curve(
-        f"guest malloc + free, 64 B, on {len(os.sched_getaffinity(0))} processors",
-        [f"{count} workers" if count > 1 else "1 worker" for count in WORKERS],
-        values,
-    )
+        heap = new_heap()
+        together = [start(heap) for _ in range(max(WORKERS))]
+        apart = [start(new_heap()) for _ in range(max(WORKERS))]
+        for count in WORKERS:
+            sides = (_at_once(together[:count], times), _at_once(apart[:count], times))
+            ours, peers = interleave(*sides, rounds=context.rounds)
+            what = f"guest malloc + free, 64 B, {count} workers on one heap"
+            yield compare(TOPIC, what, ours, "a heap each", peers, budget=FLAT)
+
+
+def _at_once(instances: list[Instance], times: int) -> Callable[[], float]:
+    """Return a subject: what a pair takes each of the instances while all of them do the same."""
+    clocks = [process_clock(instance.pid) for instance in instances]
+
+    def work() -> None:
+        for call in [instance.submit("pairs", times, SIZE) for instance in instances]:
+            call.result()
+
+    return lambda: elapsed(work, clock=lambda: sum(clock() for clock in clocks)) / times / len(instances)
 
 
 def _heap_sizes(context: Context, runtime: Runtime) -> Iterator[Row]:
