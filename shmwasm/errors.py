@@ -20,7 +20,8 @@
     │   ├── InstantiationError               the instance could not be made
     │   ├── UnknownExportError(LookupError)  the module exports no such function
     │   ├── WorkerTrapError                  the guest trapped; the instance lives on
-    │   │   └── HostFunctionError            a host function raised; the guest trapped
+    │   │   ├── HostFunctionError            a host function raised; the guest trapped
+    │   │   └── GuestExitError               the guest ended itself through WASI, with a code other than 0
     │   ├── CallTimeoutError(TimeoutError)   the guest was interrupted at its deadline
     │   └── WorkerLostError                  the worker process is gone
     └── CoordinatorError
@@ -239,6 +240,13 @@ class HostFunctionError(WorkerTrapError):
 
     exception: str
     details: str
+
+
+@dataclass(eq=False)
+class GuestExitError(WorkerTrapError):
+    """The guest, a program, ended itself with `exit_code`, which is not 0; its instance lives on, as after a trap."""
+
+    exit_code: int
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ import wasmtime
 from wasmtime import _bindings, _func
 from wasmtime._trap import Frame, FrameList
 
-from shmwasm.errors import HostFunctionError, WorkerTrapError
+from shmwasm.errors import GuestExitError, HostFunctionError, WorkerTrapError
 
 HOST_FUNCTION: Final = "host_function"
 """The code of a trap that an exception in a host function caused."""
@@ -58,6 +58,8 @@ class TrapDescription(msgspec.Struct, frozen=True):
         """Return the error for the user who called `export` of `instance`."""
         if self.code == HOST_FUNCTION:
             return HostFunctionError(instance, export, self.message, self.code, self.backtrace, self.exception, self.details)
+        if self.exit_code is not None:
+            return GuestExitError(instance, export, self.message, self.code, self.backtrace, self.exit_code)
         return WorkerTrapError(instance, export, self.message, self.code, self.backtrace)
 
 

@@ -155,8 +155,9 @@ def test_wasi_grants_what_is_given_and_nothing_else(shared_runtime: Runtime, tmp
 def test_a_guest_that_exits_ends_its_call(shared_runtime: Runtime) -> None:
     with shared_runtime.spawn(shared_runtime.load(HELLO)) as instance:
         assert instance.call("exit", 0) is None
-        with pytest.raises(errors.WorkerTrapError, match="3"):
+        with pytest.raises(errors.GuestExitError, match="exited with code 3") as caught:
             instance.call("exit", 3)
+        assert caught.value.exit_code == 3
         assert instance.call("arguments") == 0
 
 
