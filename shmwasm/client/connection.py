@@ -190,7 +190,12 @@ class Connection:
             CoordinatorLostError: The coordinator is gone.
         """
         self._receiver.check_may_block()
-        reply, received = self.begin(build, descriptors).result()
+        answered = self.begin(build, descriptors)
+        try:
+            reply, received = answered.result()
+        except BaseException:
+            answered.add_done_callback(self._give_back)
+            raise
         if not isinstance(reply, kind):
             close_descriptors(received)
             raise errors.ProtocolError(f"{type(reply).__name__} arrived where {kind.__name__} was expected")
@@ -253,6 +258,15 @@ class Connection:
         except errors.ClosedError:
             # The receiver would hear of it too, but only later.
             raise self._lose(errors.CoordinatorLostError("the coordinator is gone")) from None
+
+    def _give_back(self, answered: Future[Reply]) -> None:
+        """Give back what an answer brought, as a signal's exception ended the wait for it."""
+        if answered.exception() is None:
+            reply, received = answered.result()
+            close_descriptors(received)
+            if isinstance(reply, messages.HeapOpened):
+                heap = reply.heap.heap
+                self.begin(lambda number: messages.CloseHeap(request=number, heap=heap))
 
     def _answer(self, request: int, message: messages.CoordinatorToClient, received: list[int]) -> None:
         with self._lock:

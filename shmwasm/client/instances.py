@@ -264,6 +264,11 @@ class Instance:
                 )
         self._release()
 
+    def dismiss(self) -> None:
+        """End the worker and let go of the instance without waiting for either: nobody holds it."""
+        self.when_gone = self.discard
+        self._kill_overdue()
+
     def exited(self, exit_signal: int | None, exit_code: int | None) -> None:
         """Take note that the worker is gone: everything under way fails."""
 

@@ -278,7 +278,8 @@ class Runtime:
             InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
             AttachError: The chain cannot be attached to it.
         """
-        return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota).result()
+        starting = self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
+        return _await_instances([starting])[0]
 
     def pool(
         self,
@@ -306,16 +307,7 @@ class Runtime:
         def spawn() -> Future[Instance]:
             return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
 
-        starting = [spawn() for _ in range(count)]
-        instances: list[Instance] = []
-        try:
-            instances.extend(future.result() for future in starting)
-        except BaseException:
-            for future in starting:
-                if future.exception() is None:
-                    future.result().close()
-            raise
-        pool = InstancePool(instances, spawn, self._pools.discard)
+        pool = InstancePool(_await_instances([spawn() for _ in range(count)]), spawn, self._pools.discard)
         self._pools.add(pool)
         return pool
 
@@ -546,6 +538,22 @@ class Runtime:
         self._receiver.stop()
         if self._process is not None:
             self._process.wait()
+
+
+def _await_instances(starting: Sequence[Future[Instance]]) -> list[Instance]:
+    """Return the instances once all are there. If one fails, or the wait is interrupted, each of them is ended."""
+    try:
+        return [future.result() for future in starting]
+    except BaseException:
+        # Not waited for: a start function need not come back.
+        for future in starting:
+            future.add_done_callback(_dismiss)
+        raise
+
+
+def _dismiss(started: Future[Instance]) -> None:
+    if started.exception() is None:
+        started.result().dismiss()
 
 
 def _check_segment(segment: Segment, wanted: int, pre_allocated: Source | None) -> None:
