@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, SpawnContext
 from typing import Final
 
 import psutil
 
+from benchmarks.answering import answer
 from benchmarks.context import MIB, Context, guest
 from benchmarks.measuring import elapsed, interleave
 from benchmarks.rows import Row, at_most, compare
@@ -19,11 +19,6 @@ from shmwasm import Instance, Runtime
 TOPIC: Final = "spawning"
 MANY: Final = 100
 WHAT: Final = "spawn, attach, first call"
-
-
-def answer(connection: Connection) -> None:
-    """Answer one message: the first call of a process of multiprocessing."""
-    connection.send(connection.recv())
 
 
 def rows(context: Context) -> Iterator[Row]:
@@ -66,6 +61,7 @@ def _process(context: ForkContext | SpawnContext) -> Callable[[], float]:
 
         def first_call() -> None:
             process.start()
+            theirs.close()  # so that a process that dies is the end of the pipe, and not a wait for ever
             ours.send(b"")
             ours.recv()
 
