@@ -233,7 +233,11 @@ def deserialize(engine: wasmtime.Engine, artifact: int) -> wasmtime.Module:
     Raises:
         ModuleError: It is no code, or no code for this engine and processor.
     """
-    if not stat.S_ISREG(os.fstat(artifact).st_mode):
+    try:
+        is_file = stat.S_ISREG(os.fstat(artifact).st_mode)
+    except OSError as failure:
+        raise ModuleError("compiled code", str(failure)) from None
+    if not is_file:
         raise ModuleError("compiled code", "it is no regular file")
     try:
         return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{artifact}")
