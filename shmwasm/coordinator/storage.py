@@ -38,6 +38,8 @@ class _StoredHeap:
     managed: ManagedHeap | None
     read_only: int | None = field(default=None)
     """A descriptor that allows no writing, made when it is first asked for."""
+    short: bool = False
+    """Whether the last lease was refused as there was no memory for its states: it is said once."""
 
 
 class Storage:
@@ -105,15 +107,23 @@ class Storage:
 
     def write_owners(self, heap: int, ranges: Sequence[SlabRange], owner: int) -> bool:
         """Assign slabs to an owner; return whether that was done, as there may be no memory for their states."""
-        managed = self._managed(heap)
+        stored, managed = self._heaps[heap], self._managed(heap)
         try:
             for part in ranges:
                 managed.reserve(part)
             for part in ranges:
                 managed.authority.assign(part.first, part.count, owner)
-        except (errors.HeapNoSpaceError, errors.ArgumentError, errors.HeapCorruptError) as problem:
+        except errors.HeapNoSpaceError as shortage:
+            # There may be room again with no slab of this heap becoming free, which is what the refused wait for.
+            managed.authority.let_the_refused_ask_again()
+            if not stored.short:
+                _log.warning("leases are refused: %s", shortage)
+            stored.short = True
+            return False
+        except (errors.ArgumentError, errors.HeapCorruptError) as problem:
             _log.warning("a lease is refused: %s", problem)
             return False
+        stored.short = False
         return True
 
     def release(self, heap: int, ranges: Sequence[SlabRange]) -> Reclaimed:

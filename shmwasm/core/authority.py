@@ -82,6 +82,10 @@ class HeapAuthority:
         for given in ranges:
             self._change("slab_release", given.first, given.count)
 
+    def let_the_refused_ask_again(self) -> None:
+        """Have processes ask again that were refused: no slab became free, but something else stood in the way."""
+        self._change("slab_release", 0, 0)
+
     def reclaim(self, first: int, count: int, *, free_live: bool) -> list[SlabRange]:
         """Adopt the slabs of a dead process, or look at adopted ones again.
 

@@ -31,6 +31,8 @@ from shmwasm.posix.mappings import map_fixed, reserve_fixed, unmap_fixed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+MAXIMUM_TABLE_ELEMENTS: Final = 10_000_000
+"""How many elements a guest's table may have, as in browsers: a table costs 8 bytes an element, and no window bounds it."""
 
 _COPY_STEP: Final = 1 << 20
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -57,11 +59,12 @@ class SharedLinearMemory(NamedTuple):
 
 
 def reserve(store: wasmtime.Store, start: int = WINDOW_END) -> None:
-    """Keep the memories of `store` below `start`. Call it before instantiating; `Window` moves the limit later.
+    """Keep the memories of `store` below `start`, and its tables within bounds. Call it before instantiating.
 
-    Instantiating a module with a larger memory then fails, and `memory.grow` beyond it returns -1.
+    `Window` moves the limit later. Instantiating a module with a larger memory or table then fails, and `memory.grow` or
+    `table.grow` beyond it returns -1.
     """
-    store.set_limits(memory_size=start)
+    store.set_limits(memory_size=start, table_elements=MAXIMUM_TABLE_ELEMENTS)
 
 
 def check_memories(memories: Iterable[MemoryType], start: int, *, heap: str) -> None:

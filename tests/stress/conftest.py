@@ -6,6 +6,8 @@ run: every test prints the seed of its random choices.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
@@ -21,8 +23,11 @@ from typing import Any
 import pytest
 
 from shmwasm import Runtime
+from shmwasm.client.blocks import Block
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.instances import Instance
+from shmwasm.errors import CoordinatorLostError, HeapExhaustedError
+from shmwasm.testing.leaks import MARK
 
 HERE = Path(__file__).parent
 ENTRIES = 64
@@ -114,6 +119,20 @@ def eventually() -> Callable[..., Any]:
         return found
 
     return wait
+
+
+@pytest.fixture
+def allocate_all() -> Callable[[SharedHeap, int], list[Block]]:
+    """Allocate blocks of one size until there is no room for one more."""
+
+    def allocate(heap: SharedHeap, size: int) -> list[Block]:
+        blocks: list[Block] = []
+        with contextlib.suppress(HeapExhaustedError):
+            while True:
+                blocks.append(heap.malloc(size))
+        return blocks
+
+    return allocate
 
 
 @pytest.fixture
@@ -226,3 +245,61 @@ def joined(shared_coordinator: subprocess.Popen[bytes]) -> Iterator[Runtime]:
     """A client of the shared coordinator."""
     with Runtime(connect=shared_coordinator.socket) as runtime:  # type: ignore[attr-defined]
         yield runtime
+
+
+@pytest.fixture(scope="session")
+def common_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of one coordinator for the whole run: the workers of pytest-xdist share it. The last to leave ends it.
+
+    It is nobody's child, as it may outlive whichever process needed it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "common"
+    directory.mkdir(exist_ok=True)
+    socket, pid_file, users = directory / "socket", directory / "pid", directory / "users"
+    with _alone(directory):
+        if not users.exists():
+            _start_detached(socket, pid_file)
+        users.write_text(f"{int(users.read_text()) + 1 if users.exists() else 1}")
+    yield socket
+    with _alone(directory):
+        users.write_text(f"{int(users.read_text()) - 1}")
+        if users.read_text() == "0":
+            users.unlink()
+            _end_detached(socket, int(pid_file.read_text()))
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start_detached(socket: Path, pid_file: Path) -> None:
+    command = [sys.executable, "-m", "shmwasm", "coordinator", "--socket", str(socket)]
+    start = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, start_new_session=True).pid)"
+    environment = {name: value for name, value in os.environ.items() if name != MARK}
+    pid_file.write_bytes(subprocess.check_output([sys.executable, "-W", "ignore", "-c", start, *command], env=environment))
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with Runtime(connect=socket):
+                return
+        except CoordinatorLostError:
+            assert time.monotonic() < deadline, "the coordinator did not start"
+            time.sleep(0.01)
+
+
+def _end_detached(socket: Path, pid: int) -> None:
+    with Runtime(connect=socket) as runtime:
+        assert runtime.verify() == 0
+        status = runtime.status()
+        assert (status["clients"], status["heaps"], status["workers"]) == (1, [], [])
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        assert select.select([pidfd], [], [], PATIENCE)[0], "the coordinator did not end"
+    finally:
+        os.close(pidfd)
+    assert not socket.exists()

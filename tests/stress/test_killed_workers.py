@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 import pytest
 
 from shmwasm.addresses import SLAB_SIZE
-from shmwasm.errors import HeapExhaustedError, WorkerLostError
+from shmwasm.errors import WorkerLostError
 
 BATCHES = 7
 KILLS = 10
@@ -69,15 +69,6 @@ def storm(runtime, pool, ledgers, tally, export, kills, rng, signal_worker, even
     return killed
 
 
-def take_all(heap):
-    """Allocate slab after slab until there is none."""
-    blocks = []
-    with pytest.raises(HeapExhaustedError):
-        while True:
-            blocks.append(heap.malloc(SLAB_SIZE))
-    return blocks
-
-
 def check_futures(tally, killed, submitted):
     assert len(tally.ended) == submitted
     assert set(tally.ended.values()) == {1}
@@ -91,7 +82,7 @@ def check_futures(tally, killed, submitted):
 
 @pytest.mark.parametrize("managed_heaps", [1, 2])
 def test_killed_workers_lose_their_calls_and_nothing_of_anyone_else(
-    runtime, guest_path, new_ledger, rng, times, signal_worker, eventually, managed_heaps
+    runtime, guest_path, new_ledger, rng, times, signal_worker, eventually, allocate_all, managed_heaps
 ):
     """Blocks wander between workers and the client; whoever dies takes at most the block in its hand with it."""
     heap = runtime.create_shared_heap(32 << 20)
@@ -119,7 +110,7 @@ def test_killed_workers_lose_their_calls_and_nothing_of_anyone_else(
     runtime.verify()
     # Whatever no block lives in can be had again, whoever held it before.
     slabs, left = heap.size // SLAB_SIZE, heap.statistics().live_blocks
-    again = take_all(heap)
+    again = allocate_all(heap, SLAB_SIZE)
     assert len(again) >= slabs - left, heap.statistics()
     for block in again:
         block.free()

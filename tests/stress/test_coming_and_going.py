@@ -1,0 +1,80 @@
+"""Instances, heaps and runtimes that come and go leave nothing behind, in any of the processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+INSTANCES = 300
+
+
+def count_of(pid):
+    """Return a process's descriptors and threads."""
+    return (len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir())))
+
+
+def private_bytes(pid):
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+
+
+def mappings_of(pid):
+    return len(Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+
+def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, rng, times, eventually):
+    heap = runtime.create_shared_heap(4 << 20)
+    coordinator = runtime._process.pid
+    (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
+    processes = ("self", coordinator, launcher)
+
+    def come_and_go(module, count):
+        for _ in range(count):
+            with runtime.spawn(module, shared_heap=rng.choice([heap, None])) as instance:
+                if instance.shared_heap is None:
+                    instance.attach_shared_heap(heap)
+                instance.call("release", instance.call("allocate", rng.choice([16, 5000, 100_000])))
+                if rng.random() < 0.3:
+                    instance.memory.release()
+                if rng.random() < 0.3:
+                    instance.detach_shared_heap()
+                if rng.random() < 0.2:
+                    instance.kill()
+
+    with runtime.load(guest_path) as module:
+        come_and_go(module, 30)
+        before = [count_of(pid) for pid in processes]
+        memory, mapped = [private_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
+        come_and_go(module, times(INSTANCES))
+        eventually(lambda: [count_of(pid) for pid in processes] == before)
+        for pid, was in zip(processes, memory, strict=True):
+            assert private_bytes(pid) - was < 3 << 20, f"process {pid} grew"
+        for pid, was in zip(processes, mapped, strict=True):
+            assert mappings_of(pid) - was < 30, f"process {pid} has more mappings"
+    assert heap.statistics().live_blocks == 0
+    runtime.verify()
+
+
+def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, eventually):
+    coordinator = runtime._process.pid
+    processes = ("self", coordinator)
+
+    def come_and_go(count):
+        for _ in range(count):
+            first, second = (runtime.create_shared_heap(rng.choice([1, 5, 64]) << 16) for _ in range(2))
+            runtime.chain_shared_heaps(first, second)
+            blocks = [first.malloc(rng.randrange(1, 50_000)), second.malloc(16)]
+            if rng.random() < 0.5:
+                blocks.pop().free()
+            first.close()
+            second.close()
+
+    come_and_go(20)
+    before = [count_of(pid) for pid in processes]
+    memory, mapped = [private_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
+    come_and_go(times(300))
+    eventually(lambda: [count_of(pid) for pid in processes] == before)
+    for pid, was in zip(processes, memory, strict=True):
+        assert private_bytes(pid) - was < 3 << 20, f"process {pid} grew"
+    for pid, was in zip(processes, mapped, strict=True):
+        assert mappings_of(pid) - was < 30, f"process {pid} has more mappings"
+    assert runtime.status()["heaps"] == []
