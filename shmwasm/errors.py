@@ -244,7 +244,7 @@ class HostFunctionError(WorkerTrapError):
 
 @dataclass(eq=False)
 class GuestExitError(WorkerTrapError):
-    """The guest, a program, ended itself with `exit_code`, which is not 0; its instance lives on, as after a trap."""
+    """The guest ended itself through WASI with `exit_code`, which is 0 only where results were due; the instance lives on."""
 
     exit_code: int
 
