@@ -11,11 +11,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
-from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress, HeapOffset, round_up
+from shmwasm.addresses import HeapOffset
 from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
 from shmwasm.client.blocks import Block
-from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
+from shmwasm.client.connection import Connection, Receiver, Reply
+from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
 from shmwasm.client.instances import Instance
 from shmwasm.client.modules import Imports, Module
@@ -23,16 +24,12 @@ from shmwasm.client.pools import InstancePool
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.listening import connect as connect_to
-from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.processes import check_platform
-from shmwasm.posix.segments import Segment, Source
+from shmwasm.posix.segments import Source
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-LONGEST_NAME = 255
-"""The most characters of a name."""
 
 LARGEST_POOL = 4096
 """The most instances of a pool: each is a process."""
@@ -67,9 +64,6 @@ class Runtime:
             channel = connect_to(connect)
         self._closed: str | None = None
         self._lock = threading.RLock()
-        self._opening = threading.Lock()
-        self._heaps: dict[int, SharedHeap] = {}
-        self._chains: dict[int, list[int]] = {}
         self._instances: dict[int, Instance] = {}
         self._pools: set[InstancePool] = set()
         self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
@@ -80,6 +74,7 @@ class Runtime:
                 messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=allowed)
             )[0]
             self._allocator = ClientAllocator(self._welcome.peer, self._connection)
+            self._heaps = HeapBook(self._welcome.address, self._connection, self._allocator)
         except BaseException:
             self._shut_down()
             raise
@@ -125,38 +120,17 @@ class Runtime:
             ArgumentError: A value that cannot be; the message names it.
         """
         self._require_open()
-        size = self._checked_size(size, pre_allocated, read_only=checks.flag(read_only, "read_only"))
-        if on_death not in ("keep", "free"):
-            raise errors.ArgumentError(f"on_death must be 'keep' or 'free', not {errors.shown(on_death)}")
-        for option, value in {"scrub": scrub, "remote_free": remote_free, "reserve": reserve, "prefault": prefault}.items():
-            checks.flag(value, option)
-        if name is not None:
-            checks.text(name, "a heap's name", longest=LONGEST_NAME)
-        label = name or f"heap-{os.getpid()}-{os.urandom(3).hex()}"
-        if pre_allocated is None:
-            bytes_wanted = round_up(size or 0, SLAB_SIZE)
-            segment = Segment.create(bytes_wanted, name_for_errors=label, reserve=reserve)
-        else:
-            segment = Segment.open(pre_allocated, read_only=read_only, name_for_errors=label)
-            bytes_wanted = size or round_up(segment.size, OS_PAGE)
-        with segment:
-            _check_segment(segment, bytes_wanted, pre_allocated)
-            opened, descriptors = self._connection.request(
-                messages.HeapOpened,
-                lambda number: messages.CreateHeap(
-                    request=number,
-                    name=label,
-                    size=bytes_wanted,
-                    managed=pre_allocated is None,
-                    read_only=read_only,
-                    scrub=scrub,
-                    owner_frees_only=not remote_free,
-                    free_on_death=on_death == "free",
-                    prefault=prefault,
-                ),
-                [segment.descriptor],
-            )
-            return self._add_heap(opened, segment.descriptor, descriptors, prefault=prefault)
+        return self._heaps.create(
+            size,
+            pre_allocated,
+            name=name,
+            read_only=read_only,
+            on_death=on_death,
+            scrub=scrub,
+            remote_free=remote_free,
+            reserve=reserve,
+            prefault=prefault,
+        )
 
     def open_shared_heap(self, name: str) -> SharedHeap:
         """Open a heap that some client of the same coordinator created under that name; the same heap object every time.
@@ -165,7 +139,7 @@ class Runtime:
             UnknownHeapError: There is none.
         """
         self._require_open()
-        return self._open_heap(messages.OpenHeap(request=0, name=checks.text(name, "a heap's name", longest=LONGEST_NAME)))
+        return self._heaps.open(name=checks.text(name, "a heap's name", longest=LONGEST_NAME))
 
     def chain_shared_heaps(self, head: SharedHeap, body: SharedHeap) -> SharedHeap:
         """Put `head` directly below `body` (and the chain that it heads); return the head of the new chain.
@@ -174,12 +148,8 @@ class Runtime:
             ChainError: A heap is attached, `body` is a body already, `head` is a body or heads a chain, or both together do not
                 fit into a window. Nothing changed.
         """
-        below, above = self.number_of(head), self.number_of(body)
-        laid_out = self._connection.request(
-            messages.ChainLaidOut, lambda number: messages.ChainHeaps(request=number, head=below, body=above)
-        )[0]
-        self._lay_out(laid_out.chains)
-        return self._heaps[laid_out.result]
+        self._require_open()
+        return self._heaps.chain(head, body)
 
     def unchain_shared_heaps(self, head: SharedHeap, *, entire_chain: bool = False) -> SharedHeap:
         """Take the first heap off a chain, or all apart.
@@ -190,16 +160,8 @@ class Runtime:
         Raises:
             ChainError: `head` heads no chain, or a heap of the chain is attached. Nothing changed.
         """
-        first, entire = self.number_of(head), checks.flag(entire_chain, "entire_chain")
-        following = self._chains.get(first, [first])[-1 if entire else 1 :][:1]
-        if following and following[0] not in self._heaps:
-            raise errors.ChainError(head.name, "the heap to be returned was closed in this process: open it again first")
-        laid_out = self._connection.request(
-            messages.ChainLaidOut,
-            lambda number: messages.UnchainHeaps(request=number, head=first, entire_chain=entire),
-        )[0]
-        self._lay_out(laid_out.chains)
-        return self._heaps[laid_out.result]
+        self._require_open()
+        return self._heaps.unchain(head, entire_chain=checks.flag(entire_chain, "entire_chain"))
 
     def reset_shared_heap_chain(self, head: SharedHeap) -> None:
         """Free everything in a chain: managed heaps become empty, preallocated ones zero.
@@ -207,30 +169,12 @@ class Runtime:
         Raises:
             ChainError: See `SharedHeap.reset`.
         """
-        first = self.number_of(head)
-        self._connection.request(messages.Done, lambda number: messages.ResetChain(request=number, head=first))
-        for heap in self.chain_of(head):
-            heap.start_anew()
-
-    def number_of(self, heap: SharedHeap) -> int:
-        """Return the number of a heap that is about to be named to the coordinator.
-
-        Raises:
-            ArgumentError: It is no heap of this runtime.
-            ClosedError: It, or this runtime, was closed.
-        """
         self._require_open()
-        if not isinstance(heap, SharedHeap):
-            raise errors.ArgumentError(f"{errors.shown(heap)} is not a shared heap")
-        heap.view  # noqa: B018  raises if it was closed
-        if self._heaps.get(heap.number) is not heap:
-            raise errors.ArgumentError(f"{heap!r} belongs to another runtime")
-        return heap.number
+        self._heaps.reset(head)
 
     def chain_of(self, head: SharedHeap) -> Sequence[SharedHeap]:
-        """Return the heaps of the chain that `head` heads, from the head to the last body."""
-        with self._lock:
-            return [self._heaps[number] for number in self._chains.get(head.number, [head.number]) if number in self._heaps]
+        """Return the heaps of the chain that `head` heads, as far as they are open here, from the head to the last body."""
+        return self._heaps.chain_of(head)
 
     def load(self, source: str | bytes | os.PathLike[str], *, imports: Imports | None = None, name: str | None = None) -> Module:
         """Load a module: compile it, or take it from the cache.
@@ -341,8 +285,7 @@ class Runtime:
         for instance in list(self._instances.values()):
             instance.kill()
             instance.discard()
-        for heap in list(self._heaps.values()):
-            heap.release()
+        self._heaps.release()
         for module in list(self._modules):
             module.close()
         self._allocator.close()
@@ -357,11 +300,8 @@ class Runtime:
 
     def open_by_token(self, token: str) -> SharedHeap:
         """Open a heap by its capability's token; the same heap object every time."""
-        with self._lock:
-            for heap in self._heaps.values():
-                if heap.capability()[1] == token:
-                    return heap
-        return self._open_heap(messages.OpenHeap(request=0, token=token))
+        self._require_open()
+        return self._heaps.open(token=token)
 
     @property
     def usable(self) -> bool:
@@ -377,70 +317,11 @@ class Runtime:
         self._connection.abandon()
         for instance in self._instances.values():
             instance.abandon()
-        for heap in self._heaps.values():
-            heap.abandon()
+        self._heaps.abandon()
         self._receiver.abandon()
         if self._process is not None:
             # The child is not its parent: it must neither wait for it nor complain.
             self._process.returncode = 0
-
-    @staticmethod
-    def _checked_size(size: int | None, pre_allocated: Source | None, *, read_only: bool) -> int | None:
-        if pre_allocated is None and read_only:
-            raise errors.ArgumentError(
-                "a managed heap cannot be read_only: its allocator's users write to it; attach it read-only instead"
-            )
-        if size is None:
-            if pre_allocated is None:
-                raise errors.ArgumentError("a managed heap needs a size")
-            return None
-        number = checks.whole_number(size, "a heap's size in bytes", low=1, high=MAXIMUM_CHAIN_SIZE)
-        if pre_allocated is not None and number % OS_PAGE:
-            raise errors.ArgumentError(
-                f"a preallocated heap of {number} bytes: its size must be a multiple of the OS page, {OS_PAGE} bytes"
-            )
-        return number
-
-    def _open_heap(self, wanted: messages.OpenHeap) -> SharedHeap:
-        self._require_open()
-        with self._opening:
-            opened, descriptors = self._connection.request(
-                messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=wanted.token, name=wanted.name)
-            )
-            known = self._heaps.get(opened.heap.heap)
-            if known is not None:
-                # The coordinator counts how often a heap is opened; the one object closes it once.
-                close_descriptors(descriptors)
-                self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=known.number))
-                return known
-            try:
-                return self._add_heap(opened, descriptors[0], descriptors[1:], prefault=False)
-            finally:
-                os.close(descriptors[0])
-
-    def _add_heap(self, opened: messages.HeapOpened, segment: int, metadata: Sequence[int], *, prefault: bool) -> SharedHeap:
-        """Map a heap into this process. The descriptors of `metadata` are closed; `segment` stays the caller's."""
-        description = opened.heap
-        try:
-            mapping = map_anywhere(segment, description.size, writable=not description.read_only, prefault=prefault)
-            slot = None
-            if description.managed:
-                slot = self._allocator.open_heap(description, metadata[0], opened.metadata_size)
-        finally:
-            close_descriptors(metadata)
-        heap = SharedHeap(
-            description,
-            address=self.address,
-            mapping=mapping,
-            slot=slot,
-            connection=self._connection,
-            refusal=self._allocator.refusal,
-            reset=self.reset_shared_heap_chain,
-            forget=self._forget_heap,
-        )
-        with self._lock:
-            self._heaps[description.heap] = heap
-        return heap
 
     def _begin_spawn(
         self, module: Module, shared_heap: SharedHeap | None, wasi: messages.WasiOptions | None, *, read_only: bool, quota: int
@@ -452,7 +333,7 @@ class Runtime:
             raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
         checks.flag(read_only, "read_only")
         allowed = checks.whole_number(quota, "a quota of bytes")
-        chain_head = 0 if shared_heap is None else self.number_of(shared_heap)
+        chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
         plan = module.plan(checks.wasi_options(wasi))
         answered = self._connection.begin(
             lambda number: messages.Spawn(
@@ -487,16 +368,13 @@ class Runtime:
             shared_heap=shared_heap,
             connection=self._connection,
             receiver=self._receiver,
-            heaps_of=self.chain_of,
-            number_of=self.number_of,
+            heaps_of=self._heaps.chain_of,
+            number_of=self._heaps.number_of,
             forget=self._forget_instance,
         )
         with self._lock:
             self._instances[instance.number] = instance
         return instance
-
-    def _forget_heap(self, heap: SharedHeap) -> None:
-        self._heaps.pop(heap.number, None)
 
     def _forget_instance(self, instance: Instance) -> None:
         self._instances.pop(instance.number, None)
@@ -509,25 +387,13 @@ class Runtime:
                 if instance is not None:
                     instance.exited(exit_signal, exit_code)
             case messages.ChainMoved(chains=chains):
-                self._lay_out(chains)
+                self._heaps.lay_out(chains)
             case messages.Recall(heap=number):
-                heap = self._heaps.get(number)
-                if heap is not None:
-                    heap.give_back()
+                self._heaps.give_back(number)
                 self._connection.send(messages.Recalled(heap=number))
             case messages.Failed():
                 for instance in list(self._instances.values()):
                     instance.exited(None, None)
-
-    def _lay_out(self, chains: list[list[messages.ChainLink]]) -> None:
-        with self._lock:
-            for chain in chains:
-                for link in chain:
-                    self._chains.pop(link.heap, None)
-                    heap = self._heaps.get(link.heap)
-                    if heap is not None:
-                        heap.move(AppAddress(link.start))
-                self._chains[chain[0].heap] = [link.heap for link in chain]
 
     def _require_open(self) -> None:
         if self._closed is not None:
@@ -554,18 +420,6 @@ def _await_instances(starting: Sequence[Future[Instance]]) -> list[Instance]:
 def _dismiss(started: Future[Instance]) -> None:
     if started.exception() is None:
         started.result().dismiss()
-
-
-def _check_segment(segment: Segment, wanted: int, pre_allocated: Source | None) -> None:
-    available = round_up(segment.size, OS_PAGE)
-    if wanted > available:
-        raise errors.ArgumentError(
-            f"a preallocated heap of {wanted} bytes in {pre_allocated!r}, which has only {segment.size} bytes"
-        )
-    if wanted > MAXIMUM_CHAIN_SIZE:
-        raise errors.ArgumentError(
-            f"{pre_allocated!r} has {segment.size} bytes; a heap has at most {MAXIMUM_CHAIN_SIZE}: pass a size"
-        )
 
 
 def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Block:

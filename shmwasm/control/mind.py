@@ -281,7 +281,9 @@ class Coordinator:
         heap.metadata_size = event.metadata_size
         heap.opened[client.number] = 1
         self._state.heaps.add(heap)
-        answer = messages.HeapOpened(request=request, heap=heap.describe(), metadata_size=heap.metadata_size)
+        answer = messages.HeapOpened(
+            request=request, heap=heap.describe(), metadata_size=heap.metadata_size, chain=links(heap.chain())
+        )
         self._state.send(client.number, answer, (MetadataDescriptor(heap.number),) if heap.managed else ())
 
     def _open_heap(self, client: Client, request: int, heap: Heap) -> None:
@@ -289,7 +291,9 @@ class Coordinator:
         descriptors: list[SegmentDescriptor | MetadataDescriptor] = [SegmentDescriptor(heap.number, heap.read_only)]
         if heap.managed:
             descriptors.append(MetadataDescriptor(heap.number))
-        answer = messages.HeapOpened(request=request, heap=heap.describe(), metadata_size=heap.metadata_size)
+        answer = messages.HeapOpened(
+            request=request, heap=heap.describe(), metadata_size=heap.metadata_size, chain=links(heap.chain())
+        )
         self._state.send(client.number, answer, tuple(descriptors))
 
     def _close_heap(self, client: Client, heap: Heap) -> None:

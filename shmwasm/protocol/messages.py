@@ -323,12 +323,14 @@ class Welcome(Message, frozen=True):
 class HeapOpened(Message, frozen=True):
     """Answers `CreateHeap` and `OpenHeap`.
 
-    Descriptors: the segment's (not after `CreateHeap`), then the metadata's if managed.
+    `chain` is the whole chain that the heap is in. Descriptors: the segment's (not after `CreateHeap`), then the metadata's if
+    managed.
     """
 
     request: int
     heap: HeapDescription
     metadata_size: int
+    chain: list[ChainLink]
 
 
 class ChainLaidOut(Message, frozen=True):
