@@ -1,4 +1,7 @@
-"""An image filter over tiles: numpy and a pool of instances work on the same pixels, which are never copied."""
+"""An image filter over tiles: numpy and a pool of instances work on the same pixels, which are never copied.
+
+It needs numpy: `pip install 'shmwasm[numpy]'`, or `'.[numpy]'` from a checkout.
+"""
 
 from __future__ import annotations
 
