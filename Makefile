@@ -28,7 +28,7 @@ bench:  ## measure the budgets beside their peers: a table, and JSON
 	$(PYTHON) -m benchmarks
 
 soak:  ## the stress suite, over and over, until it fails or is interrupted
-	while pytest -n auto -m stress tests/stress; do :; done
+	while SHMWASM_STRESS=$${SHMWASM_STRESS:-5} pytest -n auto tests/stress; do :; done
 
 docs:  ## build the documentation into docs/_build
 	sphinx-build --fail-on-warning --builder html docs docs/_build/html

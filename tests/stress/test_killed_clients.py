@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PRIVATE = 40
-SHARED = 160
+PRIVATE = 30
+SHARED = 170
 AT_ONCE = 6
 
 

@@ -15,7 +15,7 @@ import pytest
 from shmwasm import Runtime
 from shmwasm.errors import CoordinatorLostError, InstantiationError, ShmwasmError, WorkerLostError
 
-TIMES = 6
+TIMES = 4
 ENTRIES = 64
 
 
@@ -60,6 +60,19 @@ def test_without_its_launcher_calls_are_lost_heaps_go_on_and_nothing_new_is_spaw
             pool.shutdown()
 
 
+def uses_of_the_coordinator(runtime, module, heap, instance):
+    return (
+        lambda: runtime.create_shared_heap(1 << 16),
+        lambda: runtime.open_shared_heap("frames"),
+        lambda: runtime.spawn(module),
+        lambda: runtime.pool(module, size=2),
+        runtime.verify,
+        runtime.status,
+        lambda: heap.malloc(7 << 20),
+        instance.detach_shared_heap,
+    )
+
+
 def test_without_its_coordinator_everything_fails_by_name_and_nothing_hangs(guest_path, rng, times, eventually):
     for _ in range(times(TIMES)):
         with Runtime() as runtime:
@@ -74,16 +87,7 @@ def test_without_its_coordinator_everything_fails_by_name_and_nothing_hangs(gues
             assert not wait(futures, 60).not_done
             for future in futures:
                 assert future.exception() is None or isinstance(future.exception(), (WorkerLostError, CoordinatorLostError))
-            for use in (
-                lambda: runtime.create_shared_heap(1 << 16),
-                lambda: runtime.open_shared_heap("frames"),
-                lambda: runtime.spawn(module),
-                lambda: runtime.pool(module, size=2),
-                runtime.verify,
-                runtime.status,
-                lambda: heap.malloc(7 << 20),
-                instance.detach_shared_heap,
-            ):
+            for use in uses_of_the_coordinator(runtime, module, heap, instance):
                 with pytest.raises(CoordinatorLostError):
                     use()
             with pytest.raises((WorkerLostError, CoordinatorLostError)):

@@ -117,7 +117,7 @@ class Child:
             os.setsid()
             try:
                 Life(random.Random(seed), guest, socket, theirs).live()
-            except BaseException:
+            except BaseException:  # noqa: BLE001  whatever it is must not end in the nursery's code
                 traceback.print_exc()
             os._exit(1)
         os.close(theirs)
