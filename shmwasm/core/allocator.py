@@ -33,9 +33,6 @@ from shmwasm.protocol.messages import SlabRange
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_ABSURD: Final = 1 << 128
-"""A size that is no question of room."""
-
 RUN: Final = 0
 """The size class that a host is asked for when what is needed is one run of exactly so many slabs."""
 
@@ -337,7 +334,7 @@ class HeapSlot:
         """Allocate what the hot path did not: something large or aligned, or after a lease."""
         self._check_open()
         size, alignment = _index(size, "a size"), _index(alignment, "an alignment")
-        if not 0 <= size < _ABSURD:
+        if not 0 <= size < 1 << 63:
             raise ArgumentError(f"a block of {shown(size)} bytes cannot be allocated")
         if not 0 < alignment <= layout.MAXIMUM_ALIGNMENT or alignment & (alignment - 1):
             raise ArgumentError(f"alignment {shown(alignment)} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
