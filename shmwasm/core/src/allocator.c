@@ -73,7 +73,8 @@ INLINE u32 free_second_fast(const front *f, u32 address) {
     return 1;
 }
 
-/* What an allocation yields: a block that is off its stack, or null and why. */
+/* What an allocation yields: a block that is off its stack, or null and why. It is returned by inlined functions alone: others
+ * would return it through the stack in memory, whose pointer a call that is interrupted never puts back. */
 typedef struct {
     u8 *state;
     u32 status, class, slabs;
@@ -105,13 +106,13 @@ static u32 is_trim_hopeful(heap *h) {
 }
 
 /* The generation is read before the host asks: slabs that become free meanwhile make the next malloc ask again. */
-static outcome need_lease(heap *h, u32 class, u32 slabs) {
+INLINE outcome need_lease(heap *h, u32 class, u32 slabs) {
     if (is_refused(h, slabs)) return (outcome){NULL, STATUS_EXHAUSTED, class, slabs};
     h->asked_generation = __atomic_load_n(&h->header->generation, __ATOMIC_SEQ_CST);
     return (outcome){NULL, STATUS_NEEDS_LEASE, class, slabs};
 }
 
-static outcome allocate_small(heap *h, u32 class) {
+INLINE outcome allocate_small(heap *h, u32 class) {
     stack *s = &h->stacks[class];
     u32 found = s->top[-1] || collect(h, class, SWEEP_SLABS) || take_unused(h, class);
     if (!found && (trim_is_due(h) || (is_refused(h, 1) && is_trim_hopeful(h)))) {
@@ -121,7 +122,7 @@ static outcome allocate_small(heap *h, u32 class) {
     return found ? (outcome){pop(s), STATUS_OK, class, 0} : need_lease(h, class, 1);
 }
 
-static outcome allocate_run(heap *h, u32 size) {
+INLINE outcome allocate_run(heap *h, u32 size) {
     u32 slabs = (size >> SLAB_SHIFT) + ((size & (SLAB_SIZE - 1)) != 0);
     u8 *state = take_run(h, slabs);
     if (state == NULL && collect_runs(h, SWEEP_SLABS)) state = take_run(h, slabs);
@@ -134,7 +135,7 @@ static outcome allocate_run(heap *h, u32 size) {
     return need_lease(h, CLASS_LARGE, slabs);
 }
 
-static outcome allocate(heap *h, u32 size, u32 alignment) {
+INLINE outcome allocate(heap *h, u32 size, u32 alignment) {
     if (size == 0) return (outcome){NULL, STATUS_OK, CLASS_UNUSED, 0};
     if (size > h->front.bytes) return (outcome){NULL, STATUS_EXHAUSTED, CLASS_LARGE, 0};
     u32 class = class_for(size, alignment);

@@ -36,3 +36,9 @@ def test_core_is_what_its_source_compiles_to(tmp_path):
     tool = load_tool("build_core")
     tool.build(tmp_path / "core.wasm")
     assert (tmp_path / "core.wasm").read_bytes() == core.CORE_MODULE.read_bytes()
+
+
+def test_the_core_uses_no_stack_in_memory():
+    """A call that traps does not put that stack's pointer back: after enough interruptions it would have run out."""
+    set_the_pointer = b"\x24\x80\x80\x80\x80\x00"  # global.set 0, as the linker writes it
+    assert set_the_pointer not in core.CORE_MODULE.read_bytes()
