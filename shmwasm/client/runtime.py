@@ -348,6 +348,11 @@ class Runtime:
         spawned: Future[Instance] = Future()
 
         def finish(answer: Future[Reply]) -> None:
+            failure = answer.exception()
+            if failure is not None:
+                # Not raised here: its traceback would keep this function, and with it the module, until the next collection.
+                spawned.set_exception(failure)
+                return
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
