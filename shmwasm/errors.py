@@ -151,9 +151,11 @@ class HeapCorruptError(HeapError):
 
 @dataclass(eq=False)
 class UnknownHeapError(HeapError, LookupError):
-    """The coordinator knows no heap of that name or token."""
+    """The coordinator knows no heap of that name; `heap` is empty where a pickled block was to be found by its heap's token."""
 
     def __str__(self) -> str:
+        if not self.heap:
+            return "the shared heap of the pickled block exists no more"
         return f"no shared heap {self.heap!r} exists on this coordinator"
 
 

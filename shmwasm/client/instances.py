@@ -27,6 +27,9 @@ from shmwasm.protocol import messages
 if TYPE_CHECKING:
     from types import TracebackType
 
+_serving = threading.local()
+"""`instance`: whose guest waits for the host function that this thread runs."""
+
 Result = Number | list[Number] | None
 """What a call returns: None, one number, or a list of several. Integers are signed."""
 
@@ -43,6 +46,7 @@ class BoundExport:
 
     def __call__(self, *arguments: Value, timeout: float | None = None) -> Result:
         """Call the function and wait for its result; raises what `Instance.call` raises."""
+        self._instance.check_may_wait()
         return self.submit(*arguments, timeout=timeout).result()
 
     def submit(self, *arguments: Value, timeout: float | None = None) -> Future[Result]:
@@ -192,7 +196,6 @@ class Instance:
             WorkerLostError: The worker died before or during the call.
             ClosedError: The instance was closed.
         """
-        self._receiver.check_may_block()
         return self.exports[export](*arguments, timeout=timeout)
 
     def submit(self, export: str, *arguments: Value, timeout: float | None = None) -> Future[Result]:
@@ -299,6 +302,18 @@ class Instance:
     def __repr__(self) -> str:
         return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"
 
+    def check_may_wait(self) -> None:
+        """Raise unless a call of this instance can end while this thread waits for it.
+
+        Raises:
+            UnsupportedError: The thread completes futures, or runs a host function that this instance waits for.
+        """
+        self._receiver.check_may_block()
+        if getattr(_serving, "instance", None) is self:
+            raise errors.UnsupportedError(
+                "calling the instance that called this host function", "it runs one call at a time, and waits for the function"
+            )
+
     def check_block(self, block: Block) -> None:
         """Raise unless the block's app address means something to this instance.
 
@@ -336,6 +351,7 @@ class Instance:
         if function is None:
             raise errors.ProtocolError(f"host function {index} does not run in the client")
         kinds = self.module.import_type(index).results
+        _serving.instance = self
         try:
             with Caller(self.number, memory=lambda: self.memory, heaps=self._regions) as caller:
                 converted = converted_results(kinds, function(caller, *arguments))
@@ -343,6 +359,8 @@ class Instance:
             name, details = type(error).__name__, traceback.format_exc()
             trap = f"a host function raised {name}: {error}"
             raise errors.HostFunctionError(self.number, "", trap, HOST_FUNCTION, [], name, details) from None
+        finally:
+            _serving.instance = None
         return [] if not kinds else [converted] if len(kinds) == 1 else converted
 
     def _regions(self) -> list[Region]:

@@ -188,7 +188,7 @@ class HeapRegistry:
         """
         heap = self._by_token.get(token) if token else self._by_name.get(name)
         if heap is None or heap.number not in self.heaps:
-            raise errors.UnknownHeapError(name or "of that token")
+            raise errors.UnknownHeapError("" if token else name)
         return heap
 
     def opened(self, number: int, client: int) -> Heap:

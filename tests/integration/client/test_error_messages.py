@@ -1,6 +1,7 @@
 """What a user reads when something fails says where and why."""
 
 import multiprocessing
+import pickle
 
 import pytest
 
@@ -62,3 +63,29 @@ def test_a_mistake_in_a_modules_text_is_told_with_its_place(shared_runtime):
     with pytest.raises(errors.ModuleError) as caught:
         shared_runtime.load('(module\n  (func (export "run") (wrong)))')
     assert caught.value.reason.endswith("(line 2, column 25)")
+
+
+def test_a_block_whose_heap_is_gone_says_so_when_it_is_unpickled(shared_runtime):
+    with shared_runtime.create_shared_heap(1 << 16) as heap:
+        pickled = pickle.dumps(heap.malloc(16))
+    with pytest.raises(errors.UnknownHeapError, match="exists no more"):
+        pickle.loads(pickled)
+
+
+def test_a_host_function_that_calls_its_own_instance_is_refused_instead_of_waiting_for_ever(shared_runtime):
+    spawned = []
+    imports = {"host": {"lookup": on_client(lambda _caller: spawned[0].exports.run())}}
+    with shared_runtime.load(RAISING, imports=imports) as module, shared_runtime.spawn(module) as instance:
+        spawned.append(instance)
+        with pytest.raises(errors.HostFunctionError, match="waits for the function") as caught:
+            instance.call("run")
+    assert caught.value.exception == "UnsupportedError"
+    spawned.clear()
+
+
+def test_a_host_function_may_call_another_instance(shared_runtime, instance):
+    results = []
+    imports = {"host": {"lookup": on_client(lambda _caller: results.append(instance.call("add", 1, 2)))}}
+    with shared_runtime.load(RAISING, imports=imports) as module, shared_runtime.spawn(module) as calling:
+        calling.call("run")
+    assert results == [3]
