@@ -159,13 +159,24 @@ class Connection:
         """
         self._post(message, ())
 
-    def begin(self, build: Callable[[int], messages.Request], descriptors: Sequence[int] = ()) -> Future[Reply]:
+    def begin(
+        self,
+        build: Callable[[int], messages.Request],
+        descriptors: Sequence[int] = (),
+        *,
+        then: Callable[[Future[Reply]], None] | None = None,
+    ) -> Future[Reply]:
         """Send the request that `build` makes of its number; return the future of the answer and its descriptors.
+
+        `then` is called with the answer before anything that the coordinator says later is handled: what is known of an instance
+        must be there before the news of its end.
 
         The future ends with the error that the coordinator answered, or with `CoordinatorLostError` or, after `leave`,
         `ClosedError`.
         """
         future: Future[Reply] = Future()
+        if then is not None:
+            future.add_done_callback(then)
         number = next(self._numbers)
         with self._lock:
             self._pending[number] = future

@@ -335,16 +335,6 @@ class Runtime:
         allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
         plan = module.plan(checks.wasi_options(wasi))
-        answered = self._connection.begin(
-            lambda number: messages.Spawn(
-                request=number,
-                plan=plan,
-                chain_head=chain_head,
-                read_only=read_only,
-                quota=allowed,
-            ),
-            [module.compiled.descriptor],
-        )
         spawned: Future[Instance] = Future()
 
         def finish(answer: Future[Reply]) -> None:
@@ -360,7 +350,17 @@ class Runtime:
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
-        answered.add_done_callback(finish)
+        self._connection.begin(
+            lambda number: messages.Spawn(
+                request=number,
+                plan=plan,
+                chain_head=chain_head,
+                read_only=read_only,
+                quota=allowed,
+            ),
+            [module.compiled.descriptor],
+            then=finish,
+        )
         return spawned
 
     def _add_instance(
