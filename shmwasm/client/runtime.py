@@ -191,7 +191,10 @@ class Runtime:
         """
         self._require_open()
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
-        compiled = self._allocator.compile(source)
+        try:
+            compiled = self._allocator.compile(source)
+        except errors.ModuleError as failure:
+            raise errors.ModuleError(label or failure.module, failure.reason) from None
         try:
             module = Module(label or compiled.name, compiled, imports)
         except BaseException:

@@ -61,7 +61,8 @@ def test_a_runtime_that_was_closed_before_a_fork_is_left_alone_in_the_child(capf
 
 def test_a_mistake_in_a_modules_text_is_told_with_its_place(shared_runtime):
     with pytest.raises(errors.ModuleError) as caught:
-        shared_runtime.load('(module\n  (func (export "run") (wrong)))')
+        shared_runtime.load('(module\n  (func (export "run") (wrong)))', name="a plugin")
+    assert caught.value.module == "a plugin"
     assert caught.value.reason.endswith("(line 2, column 25)")
 
 
