@@ -6,6 +6,7 @@ called exactly once, with results or with an error, in the receiver thread; whic
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -92,7 +93,10 @@ class SocketCallPath:
         self._request(_Pending(None, 0.0, adapt), lambda number: messages.ShareMemory(request=number))
 
     def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
-        """Fail all that is under way (see `CallPath`)."""
+        """Fail all that is under way (see `CallPath`), but for what the worker answered before it went."""
+        with contextlib.suppress(TimeoutError):
+            while self._read():
+                pass
         with self._lock:
             self._lost = build
             pending, self._pending = list(self._pending.values()), {}
@@ -115,9 +119,20 @@ class SocketCallPath:
         return self._channel.fileno()
 
     def handle_readable(self) -> bool:
-        """Read one packet. At its end the worker is gone or going: the coordinator will say how."""
+        """Read one packet. At the channel's end the worker is gone or going: the coordinator will say how."""
         try:
-            packet = self._channel.receive()
+            return self._read()
+        except TimeoutError:
+            return True  # `lose` read it
+
+    def _read(self) -> bool:
+        """Handle the next packet; return whether there may be more.
+
+        Raises:
+            TimeoutError: There is none now.
+        """
+        try:
+            packet = self._channel.receive(timeout=0)
             if packet is None:
                 return False
             message = codec.call_replies.decode(packet[0])

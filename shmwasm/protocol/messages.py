@@ -264,7 +264,7 @@ class Kill(Request, frozen=True):
 
 
 class CloseInstance(Request, frozen=True):
-    """Ends an instance's worker as soon as it is between calls; `Done` is sent once it is gone."""
+    """Ends an instance's worker once the calls made so far are served; `Done` is sent once it is gone."""
 
     instance: int
 
@@ -479,7 +479,7 @@ class UnmapChain(Request, frozen=True):
 
 
 class Stop(Message, frozen=True):
-    """Exit with code 0 as soon as the instance is between calls."""
+    """Exit with code 0 once the calls that the client has made so far are served."""
 
 
 WorkerMessage = Ready | StartFailed | Lease | Release | Recalled | Done | Failed

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def serve(instance: Instance, control: ControlLink) -> NoReturn:
     """Serve until either channel ends or the coordinator says `Stop`; then exit with code 0.
 
-    What the coordinator sent comes first: it may have waited for a whole call.
+    What the coordinator sent comes first: it may have waited for a whole call. Only `Stop` waits for the calls that the client
+    made before it asked for it.
     """
     client = instance.client
     poll = select.poll()
@@ -29,9 +30,21 @@ def serve(instance: Instance, control: ControlLink) -> NoReturn:
         if control.has_put_off or control.fileno() in ready:
             _obey(instance, control, *control.receive())
         elif client.has_put_off or client.fileno() in ready:
-            call = client.receive_call()
-            if call is not None:
-                client.send(instance.call(call))
+            _serve_client(instance)
+
+
+def _serve_client(instance: Instance) -> None:
+    call = instance.client.receive_call()
+    if call is not None:
+        instance.client.send(instance.call(call))
+
+
+def _finish_calls(instance: Instance) -> None:
+    """Serve what the client has sent so far."""
+    poll = select.poll()
+    poll.register(instance.client.fileno(), select.POLLIN)
+    while instance.client.has_put_off or poll.poll(0):
+        _serve_client(instance)
 
 
 def _obey(instance: Instance, control: ControlLink, message: messages.CoordinatorToWorker, descriptors: Sequence[int]) -> None:
@@ -51,6 +64,7 @@ def _obey(instance: Instance, control: ControlLink, message: messages.Coordinato
             instance.attachment.recall(heap)
             control.send(messages.Recalled(heap=heap))
         case messages.Stop():
+            _finish_calls(instance)
             leave()
         case messages.Leased():
             raise ProtocolError("the coordinator answered a lease that was not asked for")
