@@ -27,7 +27,8 @@
  *   4       4     class       CLASS_UNUSED, a size class 1 .. SIZE_CLASSES, or another CLASS_ value. Written by the owner
  *   8       8     dirty       bit i: the state bytes [64 i, 64 i + 64) may hold a block that the owner can collect (atomic hint)
  *   16      4     run         of a CLASS_LARGE slab: how many slabs the run has, itself included
- *   20      4     next        ring links among the owner's slabs of one class; only the owner uses them
+ *   20      4     next        ring links among the owner's slabs of one class; only the owner uses them. Of a CLASS_GIVEN_UP slab
+ *                             `next` is the round of releases in which it was given up
  *   24      4     previous
  *   28      4     reserved    not 0 once the state bytes of the slab were reserved; before, nobody may touch them
  *   32      32    -           zero

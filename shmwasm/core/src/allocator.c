@@ -171,11 +171,14 @@ static u32 usable(const heap *h, u32 offset) {
 static u32 free_own(heap *h, descriptor *d, u32 offset) {
     u8 *state = &h->front.states[offset >> GRANULE_SHIFT];
     u32 class = plain_load(&d->class);
-    plain_store(state, STATE_FREE);
     if (class == CLASS_LARGE) {
+        h->interrupted++;
+        plain_store(state, STATE_FREE);
         keep_run(h, offset >> SLAB_SHIFT);
+        h->interrupted--;
         return h->release_due ? STATUS_RELEASE_DUE : STATUS_OK;
     }
+    plain_store(state, STATE_FREE);
     stack *s = &h->stacks[class & (STACKS - 1)];
     if (s->top != s->limit) {
         push(s, state);
@@ -272,11 +275,13 @@ static void release_unused(heap *h, u32 keep) {
 
 /* Gets a lease, or does what a refusal demands. */
 static void lease_for_guest(heap *h, u32 class, u32 slabs) {
+    h->interrupted++; /* until all that is granted is in a ring */
     u32 grants = host_lease(h->slot, class, slabs);
     for (u32 i = 0; i < grants; i++) {
         u32 *grant = exchange + (size_t)3 * i;
         install_range(h, class, grant[0], grant[1], grant[2]);
     }
+    h->interrupted--;
     if (grants > 0) return;
     refused(h, class, slabs);
     if (h->release_due) release_unused(h, class == CLASS_LARGE ? 0 : KEPT_UNUSED);
@@ -288,7 +293,11 @@ static void lease_for_guest(heap *h, u32 class, u32 slabs) {
 static u32 malloc_in(heap *h, u32 size) {
     for (u32 attempt = 0; attempt < GUEST_ATTEMPTS; attempt++) {
         outcome o = allocate(h, size, MINIMUM_ALIGNMENT);
-        if (h->release_due) release_unused(h, KEPT_UNUSED);
+        if (h->release_due) {
+            h->interrupted++; /* the block, if any, is in no stack and not live yet */
+            release_unused(h, KEPT_UNUSED);
+            h->interrupted--;
+        }
         if (o.state) return commit(&h->front, o.state);
         if (o.status != STATUS_NEEDS_LEASE) return 0;
         lease_for_guest(h, o.class, o.slabs);

@@ -67,17 +67,27 @@ u32 EXPORT(slab_release)(u32 slot, u32 first, u32 count) {
     return STATUS_OK;
 }
 
-/* Frees the dead owner's blocks of a slab that other processes have freed, or all. True if none is live any more. */
-static u32 reclaim_blocks(const heap *h, u32 slab, u32 free_live) {
-    u8 *state = first_state(h, slab);
+/* Frees those of eight neighbouring blocks that other processes have freed, or all. True if one is live still. */
+static u32 reclaim_word(u8 *states, u32 free_live) {
     u32 live = 0;
-    for (u32 i = 0; i < GRANULES_PER_SLAB; i++, state++) {
+    for (u8 *state = states; state < states + 8; state++) {
         u8 expected = STATE_LIVE;
         /* Compare-and-swap, as another process may free the block at the same time; whoever loses finds it freed. */
         if (free_live) __atomic_compare_exchange_n(state, &expected, STATE_REMOTE_FREED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
         u8 value = __atomic_load_n(state, __ATOMIC_SEQ_CST); /* pairs with remote frees, as in slab_has_live */
         if (value == STATE_REMOTE_FREED) plain_store(state, STATE_FREE);
         live |= value == STATE_LIVE;
+    }
+    return live;
+}
+
+/* Frees the dead owner's blocks of a slab that other processes have freed, or all. True if none is live any more. */
+static u32 reclaim_blocks(const heap *h, u32 slab, u32 free_live) {
+    u64 *words = (u64 *)first_state(h, slab);
+    u32 live = 0;
+    for (u32 i = 0; i < GRANULES_PER_SLAB / 8; i++) {
+        /* Most words are zero, and stay so: only the owner, which is dead, makes blocks live. */
+        if (plain_load(&words[i])) live |= reclaim_word((u8 *)&words[i], free_live);
     }
     return !live;
 }

@@ -69,6 +69,7 @@ typedef struct {
     u32 asked_generation, refused_generation, refused_slabs;
     u32 failures; /* allocations that failed since the last trim */
     u32 interrupted, release_due, is_open;
+    u32 release_round; /* grows with each list of given up slabs that is complete, and so will reach the host */
     u32 cached_runs, cached_slabs;
     range runs[CACHED_RUNS + 1]; /* oldest first; the last place is for a run that was just leased */
     ring rings[RINGS];

@@ -125,10 +125,10 @@ INLINE void cache_run(heap *h, u32 first, u32 count) {
     h->cached_slabs += count;
 }
 
-/* Puts a free run of this process into the cache, and retires the oldest ones where that makes it too large. */
+/* Puts a free run of this process into the cache, and retires the oldest ones where that makes it too large. The caller has
+ * `interrupted` set from before the run became free. */
 void keep_run(heap *h, u32 first) {
     u32 count = plain_load(&descriptor_at(h, first)->run);
-    h->interrupted++;
     while (h->cached_runs > 0 && (h->cached_runs >= CACHED_RUNS || h->cached_slabs + count > h->slabs / CACHED_FRACTION)) {
         retire_oldest_run(h);
     }
@@ -137,7 +137,6 @@ void keep_run(heap *h, u32 first) {
     } else {
         cache_run(h, first, count);
     }
-    h->interrupted--;
 }
 
 /* Takes the best fit among the cached runs, wasting at most one part in eight. Null if none fits. */
@@ -159,6 +158,7 @@ u32 collect_runs(heap *h, u32 bound) {
     ring *r = &h->rings[CLASS_LARGE];
     u32 found = 0;
     if (bound > r->count) bound = r->count;
+    h->interrupted++;
     for (; bound > 0 && r->count > 0; bound--) {
         u32 slab = r->cursor;
         descriptor *d = descriptor_at(h, slab);
@@ -171,6 +171,7 @@ u32 collect_runs(heap *h, u32 bound) {
         keep_run(h, slab);
         found = 1;
     }
+    h->interrupted--;
     return found;
 }
 
@@ -213,9 +214,11 @@ static void rebuild_rings(heap *h) {
         descriptor *d = descriptor_at(h, slab);
         u32 class = plain_load(&d->class);
         count = 1;
-        if (plain_load(&d->owner) != h->owner || class == CLASS_GIVEN_UP) continue;
+        if (plain_load(&d->owner) != h->owner) continue;
+        if (class == CLASS_GIVEN_UP && plain_load(&d->next) != h->release_round) continue;
         if (class == CLASS_LARGE) count = plain_load(&d->run);
-        if (class == CLASS_LARGE_BODY) plain_store(&d->class, class = CLASS_UNUSED); /* no run covers it */
+        /* No run covers it, or its release was interrupted before the host heard of it. */
+        if (class > CLASS_LARGE) plain_store(&d->class, class = CLASS_UNUSED);
         h->owned += count;
         ring_link(h, class, slab);
     }
@@ -251,6 +254,7 @@ u32 released_ranges(heap *h, u32 keep) {
         u32 extends = found > 0 && ranges[found - 1].first + ranges[found - 1].count == slab;
         if (!extends && found == EXCHANGE_SIZE / sizeof(range)) break; /* full; the caller comes again */
         ring_unlink(h, CLASS_UNUSED, slab);
+        plain_store(&descriptor_at(h, slab)->next, h->release_round);
         plain_store(&descriptor_at(h, slab)->class, CLASS_GIVEN_UP);
         h->owned--;
         if (extends) {
@@ -262,6 +266,7 @@ u32 released_ranges(heap *h, u32 keep) {
     }
     h->interrupted--;
     h->release_due = 0;
+    h->release_round++; /* from here to the host there is no interruption */
     /* What is given up may be leased again: the coordinator sees the release before it sees the next request. */
     if (found) h->refused_slabs = NO_SLAB;
     return found;

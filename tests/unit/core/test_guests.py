@@ -5,10 +5,14 @@ import threading
 import pytest
 import wasmtime
 
-from shmwasm.addresses import signed32, unsigned32
-from shmwasm.core import layout
+from shmwasm.addresses import WASM_PAGE, signed32, unsigned32
+from shmwasm.core import CORE_MODULE, layout
+from shmwasm.engine.config import SETTINGS
 
 SLAB = layout.SLAB_SIZE
+
+PLENTY = 1 << 40
+"""Fuel that no test uses up."""
 
 GUEST = """
 (module
@@ -164,6 +168,60 @@ def test_guest_interrupted_at_any_moment_leaves_a_sound_heap_that_it_can_go_on_w
     machine.bury(slot, free_live=True)
     assert machine.authority.statistics().free_slabs == 200
     machine.close()
+
+
+@pytest.fixture
+def fuelled_machine(machine):
+    """Return a machine whose cores stop exactly where an engine may interrupt them: where their fuel ends."""
+    config = wasmtime.Config()
+    for name, value in {**SETTINGS, "epoch_interruption": False, "consume_fuel": True}.items():
+        setattr(config, name, value)
+    engine = wasmtime.Engine(config)
+    module = wasmtime.Module.from_file(engine, str(CORE_MODULE))
+
+    class FuelledMachine(type(machine)):
+        def store(self):
+            store = wasmtime.Store(self.engine)
+            store.set_fuel(PLENTY)
+            return store
+
+    fuelled = FuelledMachine(engine, module, 24)
+    yield fuelled
+    fuelled.close()
+
+
+@pytest.mark.parametrize("size", [20_000, WASM_PAGE, 3 * WASM_PAGE])
+def test_slabs_are_never_lost_wherever_a_guest_is_interrupted(fuelled_machine, size):
+    """Interrupts a malloc that leases and a free that releases after each amount of fuel that they can run out of."""
+    slot = fuelled_machine.process()
+    slot.core.set_chain([slot])
+    store, (malloc, free) = slot.core._store, slot.core.guest_functions
+
+    def interrupted(function, argument, fuel):
+        store.set_fuel(fuel)
+        try:
+            return function(store, argument), False
+        except wasmtime.Trap:
+            return 0, True
+        finally:
+            store.set_fuel(PLENTY)
+
+    fuel, going_on = 1, True
+    while going_on:
+        address, going_on = interrupted(malloc, size, fuel)
+        blocks = [address] if address else []
+        while address := malloc(store, size):
+            blocks.append(address)
+        for block in blocks:
+            _, cut = interrupted(free, block, fuel)
+            going_on |= cut
+            if slot.usable_size(block):
+                free(store, block)
+        slot.verify()
+        fuelled_machine.authority.release(slot.trim())
+        slot.verify()
+        assert not fuelled_machine.authority.ranges_of(slot.owner), f"lost with {fuel} units of fuel"
+        fuel += 1 + fuel // 16
 
 
 def test_interrupted_call_from_python_says_so_and_not_that_the_heap_is_corrupt(slot, engine):
