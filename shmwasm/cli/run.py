@@ -14,6 +14,7 @@ from shmwasm.addresses import MAXIMUM_CHAIN_SIZE
 from shmwasm.cli.reporting import print_json, reported
 from shmwasm.cli.sizes import size_between
 from shmwasm.cli.values import Value, parse_values, plain
+from shmwasm.errors import GuestExitError
 
 _EXAMPLES = """\b
 Examples:
@@ -68,7 +69,7 @@ def run(
 
     ARGUMENTS are numbers, read as the function's parameter types demand. A WASI command (a program with main) gets them as its
     command line instead; write `--` before arguments that look like options. A WASI guest is granted nothing but its output and
-    what --dir and --env give it; its standard input is empty.
+    what --dir and --env give it; its standard input is empty. The exit code of a WASI command is that of `shmwasm run`.
     """
     grants = WasiOptions(
         args=[str(module), *arguments],
@@ -82,7 +83,12 @@ def run(
         name, values = _choose_call(loaded, invoke, arguments)
         shared = runtime.create_shared_heap(heap) if heap is not None else None
         wasi = grants if loaded.needs_wasi else None
-        results = _call_all(runtime, loaded, name, values, instances=instances, shared=shared, timeout=timeout, wasi=wasi)
+        try:
+            results = _call_all(runtime, loaded, name, values, instances=instances, shared=shared, timeout=timeout, wasi=wasi)
+        except GuestExitError as ended:
+            if as_json:
+                print_json({"function": name, "exit_code": ended.exit_code})
+            raise SystemExit(ended.exit_code) from None
     if as_json:
         print_json({"function": name, "results": [[plain(value) for value in result] for result in results]})
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
 from collections.abc import Mapping
 
@@ -81,7 +82,7 @@ def wasi_options(value: object) -> messages.WasiOptions | None:
     if not isinstance(value, messages.WasiOptions):
         raise ArgumentError(f"wasi must be WasiOptions, not {shown(value)}")
     try:
-        options = msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=messages.WasiOptions)
+        options = msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=_path), type=messages.WasiOptions)
     except Exception as failure:
         raise ArgumentError(f"the WASI options {shown(value)} cannot be: {failure}") from failure
     for one in (*options.args, *_both(options.env), *_both(options.preopens), options.stdin, options.stdout, options.stderr):
@@ -92,6 +93,13 @@ def wasi_options(value: object) -> messages.WasiOptions | None:
                 f"the WASI option read_only_preopens has {shown(guest)}, which is none of the preopens' guest paths"
             )
     return options
+
+
+def _path(value: object) -> str:
+    """Return a path object as text, where a path is wanted as text."""
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    raise TypeError(f"{shown(value)} is neither text nor a path")
 
 
 def _both(pairs: Mapping[str, str]) -> list[str]:

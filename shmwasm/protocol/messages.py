@@ -194,7 +194,7 @@ class WasiOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `stdout` and `stderr`: "discard", "inherit" (the worker's own), or the path of a file. `stdin`: "" for an empty one,
     "inherit", or a path. `preopens` maps host directories to guest paths; `read_only_preopens` lists those guest paths that may
-    not be written.
+    not be written. Path objects are taken too, wherever a path is meant.
     """
 
     args: list[str] = []

@@ -200,6 +200,16 @@ class TestRun:
         done = shmwasm("run", path, "--env", "NAME=you", "hello")
         assert (done.returncode, done.stdout) == (0, "helloNAME=you"), done.stderr
 
+    def test_a_wasi_commands_exit_code_is_the_commands(self, tmp_path):
+        path = tmp_path / "leaving.wat"
+        path.write_text(
+            """(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+                 (memory (export "memory") 1) (func (export "_start") (call $exit (i32.const 3))))"""
+        )
+        done = shmwasm("run", path)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+        assert facts("run", path, exit_code=3) == {"function": "_start", "exit_code": 3}
+
 
 @pytest.fixture
 def coordinator(tmp_path):

@@ -140,7 +140,7 @@ def test_wasi_grants_what_is_given_and_nothing_else(shared_runtime: Runtime, tmp
     module = shared_runtime.load(HELLO)
     assert module.is_wasi_command
     output = tmp_path / "output"
-    options = WasiOptions(args=["a", "b", "c"], stdout=str(output), preopens={str(tmp_path): "/data"})
+    options = WasiOptions(args=["a", "b", "c"], stdout=output, preopens={tmp_path: "/data"})
     with shared_runtime.spawn(module, wasi=options) as instance:
         instance.call("_start")
         assert instance.call("arguments") == 3
