@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
 
@@ -50,6 +51,12 @@ def _fail_on(snapshot: Snapshot, who: str) -> None:
     leftovers = snapshot.leftovers()
     if leftovers:
         pytest.fail(f"{who} left behind:\n  " + "\n  ".join(leftovers), pytrace=False)
+
+
+@pytest.fixture
+def importable_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let other processes import the test modules, to unpickle their functions; shmwasm stays the one that is installed."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(request.config.rootpath)])
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ def read_and_free(block, answers):
     block.free()
 
 
+@pytest.mark.usefixtures("importable_tests")
 def test_a_child_of_multiprocessing_reads_and_frees_what_it_is_given(runtime, allocate_all):
     context = multiprocessing.get_context("spawn")
     heap = runtime.create_shared_heap(1 << 20)

@@ -189,6 +189,7 @@ def child_of_multiprocessing(block, start):
     assert found == b"there", (found, start)
 
 
+@pytest.mark.usefixtures("importable_tests")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_process_of_multiprocessing_uses_and_frees_a_block(runtime, method):

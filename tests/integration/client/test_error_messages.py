@@ -28,6 +28,7 @@ def absent(caller):
     raise LookupError("no such key")
 
 
+@pytest.mark.usefixtures("importable_tests")
 @pytest.mark.parametrize("where", [on_client, lambda function: function], ids=["client", "worker"])
 def test_a_host_functions_exception_is_named_wherever_it_ran(shared_runtime, where):
     with shared_runtime.load(RAISING, imports={"host": {"lookup": where(absent)}}) as module:  # noqa: SIM117
