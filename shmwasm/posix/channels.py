@@ -46,8 +46,8 @@ MAXIMUM_INLINE: Final = 64 << 10
 MAXIMUM_PAYLOAD: Final = 1 << 30
 """The largest payload that is sent or received, in bytes."""
 
-MAXIMUM_DESCRIPTORS: Final = 64
-"""The most descriptors that one message carries."""
+MAXIMUM_DESCRIPTORS: Final = 252
+"""The most descriptors that one message carries: the kernel's SCM_MAX_FD, but for that of a payload in memory."""
 
 _INLINE: Final = b"\0"
 _IN_MEMFD: Final = b"\1"

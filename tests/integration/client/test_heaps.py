@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 from multiprocessing.shared_memory import SharedMemory
@@ -13,7 +14,7 @@ import posix_ipc
 import pytest
 
 from shmwasm import Module, Runtime, SharedHeap, errors
-from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, WINDOW_END
+from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, WINDOW_END, unsigned32
 
 
 def test_a_heap_alone_ends_where_the_window_ends(heap: SharedHeap) -> None:
@@ -377,6 +378,20 @@ def test_reset_empties_managed_heaps_and_zeroes_the_others(shared_runtime: Runti
         head.verify()
         with pytest.raises(errors.ChainError):
             body.reset()
+
+
+def test_a_guest_allocates_from_every_heap_of_a_chain_of_a_hundred(shared_runtime: Runtime, allocating_module: Module) -> None:
+    with contextlib.ExitStack() as opened:
+        heaps = [opened.enter_context(shared_runtime.create_shared_heap(SLAB_SIZE)) for _ in range(100)]
+        for head, body in reversed(list(itertools.pairwise(heaps))):
+            shared_runtime.chain_shared_heaps(head, body)
+        with shared_runtime.spawn(allocating_module, shared_heap=heaps[0]) as instance:
+            blocks = [unsigned32(instance.call("malloc", SLAB_SIZE)) for _ in heaps]
+            assert blocks == [heap.start for heap in heaps]
+            for number, block in enumerate(blocks):
+                instance.call("store", block, number)
+            assert [heap.view[0] for heap in heaps] == list(range(100))
+            assert instance.call("malloc", SLAB_SIZE) == 0
 
 
 def test_a_chain_larger_than_the_window_is_refused(shared_runtime: Runtime, tmp_path: Path) -> None:

@@ -7,10 +7,15 @@ import pytest
 from shmwasm import errors
 from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, WINDOW_END
 from shmwasm.control.actions import MetadataDescriptor, SegmentDescriptor
+from shmwasm.control.heaps import MAXIMUM_CHAIN_DESCRIPTORS
+from shmwasm.posix.channels import MAXIMUM_DESCRIPTORS
 from shmwasm.protocol import messages
 from shmwasm.protocol.messages import ChainLink
 
 SLAB = 1 << 16
+
+OTHER_DESCRIPTORS_OF_FORK = 3
+"""The artifact and two channels: see `messages.Fork`."""
 
 
 def test_a_new_heap_alone_ends_where_the_window_ends(shell, client):
@@ -182,8 +187,9 @@ def test_a_chain_that_does_not_fit_the_window_is_refused(shell, client):
 
 
 def test_a_chain_of_more_heaps_than_one_message_can_grant_is_refused(shell, client):
+    assert MAXIMUM_CHAIN_DESCRIPTORS + OTHER_DESCRIPTORS_OF_FORK == MAXIMUM_DESCRIPTORS
     head = shell.create(client, 1)
-    for _ in range(29):
+    for _ in range(MAXIMUM_CHAIN_DESCRIPTORS // 2 - 1):
         lower = shell.create(client, 1)
         shell.chain(client, lower, head)
         head = lower

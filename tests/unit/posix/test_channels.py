@@ -161,7 +161,7 @@ def test_closing_one_descriptor_of_an_end_leaves_its_other_holders_connected(end
 
 def test_too_much_for_one_message_is_refused(ends):
     left, _ = ends
-    with pytest.raises(ArgumentError, match="65 descriptors"):
+    with pytest.raises(ArgumentError, match="253 descriptors"):
         left.send(b"", [0] * (MAXIMUM_DESCRIPTORS + 1))
     with pytest.raises(ArgumentError, match="not open"):
         left.send(b"", [1 << 20])
@@ -234,10 +234,9 @@ def test_file_in_place_of_a_memfd_is_refused(ends):
 def test_more_descriptors_than_a_message_may_carry_are_closed(ends):
     left, right = ends
     with Path(os.devnull).open("rb") as file:
-        for count in (MAXIMUM_DESCRIPTORS + 1, 100):
-            _send_raw(left, b"\0", [file.fileno()] * count)
-            with pytest.raises(ProtocolError, match="descriptors"):
-                right.receive(timeout=5)
+        _send_raw(left, b"\0", [file.fileno()] * (MAXIMUM_DESCRIPTORS + 1))
+        with pytest.raises(ProtocolError, match="descriptors"):
+            right.receive(timeout=5)
 
 
 def test_descriptors_that_this_process_has_no_room_for_are_a_protocol_error(ends):
