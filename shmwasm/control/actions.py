@@ -146,6 +146,13 @@ class WriteOwners:
 
 
 @dataclass(frozen=True, slots=True)
+class LetAskAgain:
+    """Have processes ask again that were refused slabs of the heap: none became free, but something else stood in the way."""
+
+    heap: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseSlabs:
     """Make these slabs, which their owner gave back, nobody's; adopt those in which something lives after all.
 
@@ -210,5 +217,5 @@ class Exit:
     """Nobody needs this coordinator any more."""
 
 
-HeapAction = StoreHeap | DropHeap | FindAdopted | WriteOwners | ReleaseSlabs | Reclaim | ResetMetadata | VerifyHeaps
+HeapAction = StoreHeap | DropHeap | FindAdopted | WriteOwners | LetAskAgain | ReleaseSlabs | Reclaim | ResetMetadata | VerifyHeaps
 Action = Admit | Send | Disconnect | Forget | KillWorker | ForkWorker | StartDeadline | Exit | HeapAction

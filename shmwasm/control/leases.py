@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE
-from shmwasm.control.actions import FindAdopted, Reclaim, ReleaseSlabs, ResetMetadata, StartDeadline, WriteOwners
+from shmwasm.control.actions import FindAdopted, LetAskAgain, Reclaim, ReleaseSlabs, ResetMetadata, StartDeadline, WriteOwners
 from shmwasm.control.deadlines import RECALL_SECONDS, RecallDeadline
 from shmwasm.control.slabs import ranges_of
 from shmwasm.protocol import messages
@@ -92,6 +92,7 @@ class LeaseDesk:
 
     def _try(self, lease: PendingLease) -> None:
         if self._allowance(lease) < (1 if lease.size_class else lease.slabs):
+            lease.peer.denied.add(lease.heap.number)
             self._refuse(lease, quota=lease.peer.quota)
         elif lease.size_class in lease.heap.adopted_classes:
             self._written[lease.number] = lease
@@ -168,7 +169,7 @@ class LeaseDesk:
         if current is None:
             current = self._begin_round(heap, lease)
         current.leases.append(lease)
-        self._heard_from(heap, lease.peer.number)  # it waits here: it has trimmed itself before it asked
+        self._heard_from(heap, lease.peer.number)  # it waits here, and gives up what it does not need once it is refused
         adopted = heap.slabs.held_by(COORDINATOR)
         if COORDINATOR in current.waiting_for and len(current.leases) == 1:
             self._state.emit(Reclaim(heap.number, COORDINATOR, ranges_of(adopted), free_live=False))
@@ -227,7 +228,7 @@ class LeaseDesk:
         if any(left.first + left.count > right.first for left, right in itertools.pairwise(ordered)):
             raise errors.ProtocolError(f"a release that names a slab of shared heap {heap.name!r} twice")
         heap.slabs.move(given, peer.number, COORDINATOR)
-        peer.leased -= _bytes(given)
+        self._gave_back(peer, sum(part.count for part in given))
         self._state.emit(ReleaseSlabs(heap.number, tuple(given)))
 
     def surrender(self, peer: Peer, heap: Heap, *, free_live: bool) -> None:
@@ -238,11 +239,18 @@ class LeaseDesk:
             self._heard_from(heap, peer.number)
             return
         ranges = ranges_of(held)
+        self._gave_back(peer, len(held))
         heap.slabs.move(ranges, peer.number, COORDINATOR)
-        peer.leased -= _bytes(ranges)
         for key in [key for key in heap.batches if key[0] == peer.number]:
             del heap.batches[key]
         self._state.emit(Reclaim(heap.number, peer.number, ranges, free_live))
+
+    def _gave_back(self, peer: Peer, slabs: int) -> None:
+        """The peer's quota has room for so many slabs more, in every heap."""
+        peer.leased -= slabs * SLAB_SIZE
+        denied, peer.denied = peer.denied & self._state.heaps.heaps.keys(), set()
+        for heap in sorted(denied):
+            self._state.emit(LetAskAgain(heap))
 
     def reclaimed(self, event: SlabsReclaimed) -> None:
         """Count the freed slabs as free, and remember what is adopted."""
@@ -281,7 +289,7 @@ class LeaseDesk:
         for owner in heap.slabs.holders():
             peer = self._state.peer(owner)
             if peer is not None:
-                peer.leased -= len(heap.slabs.held_by(owner)) * SLAB_SIZE
+                self._gave_back(peer, len(heap.slabs.held_by(owner)))
         used = heap.slabs.used()
         heap.slabs.reset()
         heap.batches.clear()

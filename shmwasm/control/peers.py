@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class Peer:
-    """A client or a worker: who leases. `leased` and `quota` in bytes; `connected` while messages can be sent to it."""
+    """A client or a worker: who leases. `leased` and `quota` in bytes; `connected` while messages can be sent to it.
+
+    `denied` has the heaps in which its quota stood in the way, since it last gave slabs back.
+    """
 
     number: int
     quota: int
     leased: int = 0
     connected: bool = True
+    denied: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)

@@ -280,6 +280,9 @@ class Shell:
                 return events.AdoptedFound(lease, self._storage.find_adopted(heap, size_class))
             case actions.WriteOwners(lease, heap, ranges, owner):
                 return events.OwnersWritten(lease, self._storage.write_owners(heap, ranges, owner))
+            case actions.LetAskAgain(heap):
+                self._storage.let_ask_again(heap)
+                return None
             case actions.ReleaseSlabs(heap, ranges):
                 return events.SlabsReclaimed(heap, NOBODY, *self._storage.release(heap, ranges))
             case actions.Reclaim(heap, owner, ranges, free_live):

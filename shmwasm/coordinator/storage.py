@@ -115,7 +115,7 @@ class Storage:
                 managed.authority.assign(part.first, part.count, owner)
         except errors.HeapNoSpaceError as shortage:
             # There may be room again with no slab of this heap becoming free, which is what the refused wait for.
-            managed.authority.let_the_refused_ask_again()
+            self.let_ask_again(heap)
             if not stored.short:
                 _log.warning("leases are refused: %s", shortage)
             stored.short = True
@@ -125,6 +125,10 @@ class Storage:
             return False
         stored.short = False
         return True
+
+    def let_ask_again(self, heap: int) -> None:
+        """Have processes ask again that were refused slabs of the heap."""
+        self._managed(heap).authority.let_the_refused_ask_again()
 
     def release(self, heap: int, ranges: Sequence[SlabRange]) -> Reclaimed:
         """Free slabs that were given back; those in which something lives after all are adopted."""
@@ -148,14 +152,14 @@ class Storage:
         for part in ranges:
             try:
                 empty = managed.authority.reclaim(part.first, part.count, free_live=free_live)
-            except (errors.ArgumentError, errors.HeapCorruptError) as damage:
-                # The owner broke its own metadata. Its blocks are lost with their slabs, and nobody else's are.
+                if free_live:
+                    self._scrub(heap, empty)
+                for slabs in empty:
+                    managed.authority.release([slabs])
+                    freed.append(slabs)
+            except errors.ShmwasmError as damage:
+                # The owner broke its own metadata, or goes on though it gave the slabs back. What is lost are its slabs alone.
                 _log.warning("slabs were not reclaimed: %s", damage)
-                continue
-            if free_live:
-                self._scrub(heap, empty)
-            managed.authority.release(empty)
-            freed += empty
         left = set(slabs_of(ranges)) - set(slabs_of(freed))
         return tuple(freed), managed.classes(left)
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from shmwasm.errors import HeapExhaustedError
+from shmwasm import Runtime
+from shmwasm.errors import HeapExhaustedError, QuotaExceededError
 
 SLAB = 1 << 16
 
@@ -16,3 +17,12 @@ def test_what_a_process_keeps_of_freed_runs_is_there_for_any_later_size(runtime,
             heap.malloc(32 * SLAB)
         for size in (SLAB, 15 * SLAB, SLAB, 16 * SLAB, 100):
             heap.malloc(size).free()
+
+
+def test_what_is_given_back_in_one_heap_lets_the_quota_be_used_in_another():
+    with Runtime(quota=4 * SLAB) as runtime, runtime.create_shared_heap(16 * SLAB) as heap:
+        with runtime.create_shared_heap(16 * SLAB) as other:
+            other.malloc(4 * SLAB).free()
+            with pytest.raises(QuotaExceededError):
+                heap.malloc(SLAB)
+        heap.malloc(4 * SLAB).free()

@@ -36,6 +36,7 @@ class FakeShell:
         self.disconnected: dict[int, str] = {}
         self.forgotten: set[int] = set()
         self.deadlines: list[Deadline] = []
+        self.asking_again: list[int] = []
         self.exited = False
         self.storage_error: ShmwasmError | None = None
         self._admitted: dict[int, int] = {}
@@ -202,6 +203,9 @@ class FakeShell:
                 return events.AdoptedFound(lease, self.storage.find_adopted(heap, size_class))
             case actions.WriteOwners(lease, heap, ranges, owner):
                 return events.OwnersWritten(lease, self.storage.write_owners(heap, ranges, owner))
+            case actions.LetAskAgain(heap):
+                assert heap in self.heaps
+                self.asking_again.append(heap)
             case actions.ReleaseSlabs(heap, ranges):
                 return events.SlabsReclaimed(heap, NOBODY, *self.storage.release(heap, ranges))
             case actions.Reclaim(heap, owner, ranges, free_live):

@@ -102,6 +102,20 @@ def test_a_quota_bounds_what_a_peer_leases_in_all_heaps(shell):
     assert count(shell.lease(client, second, size_class=0, slabs=1)) == 1
 
 
+def test_giving_slabs_back_lets_a_peer_ask_again_in_every_heap_where_its_quota_stood_in_the_way(shell):
+    client = shell.connect(quota=2 * SLAB)
+    holding, denied, untouched = (shell.create(client, 8) for _ in range(3))
+    shell.lease(client, holding, size_class=0, slabs=2)
+    assert shell.lease(client, denied).quota
+    assert shell.asking_again == []
+    shell.tell(client, messages.Release(heap=holding, ranges=[SlabRange(0, 1)]))
+    assert shell.asking_again == [denied]
+    assert untouched not in shell.asking_again
+    shell.ask(client, messages.CloseHeap, heap=holding)
+    assert shell.asking_again == [denied]
+    assert count(shell.lease(client, denied)) == 1
+
+
 def test_an_instance_has_a_quota_of_its_own(shell, client):
     heap = shell.create(client, 64)
     worker = shell.spawn(client, heap, quota=SLAB)
