@@ -7,8 +7,9 @@ and its answer. Descriptors are symbolic: the mind says which, the shell knows t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from shmwasm.control.deadlines import Deadline
@@ -18,23 +19,20 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- descriptors
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentDescriptor:
+class SegmentDescriptor(Struct, frozen=True):
     """A heap's segment; with `read_only`, opened so that the kernel refuses to map it writable."""
 
     heap: int
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataDescriptor:
+class MetadataDescriptor(Struct, frozen=True):
     """A managed heap's metadata segment."""
 
     heap: int
 
 
-@dataclass(frozen=True, slots=True)
-class CallChannel:
+class CallChannel(Struct, frozen=True):
     """The client's end of a worker's call channel; it is the client's alone once sent."""
 
     worker: int
@@ -46,16 +44,14 @@ Descriptor = HeapDescriptor | CallChannel
 # ---------------------------------------------------------------- peers
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct, frozen=True):
     """The connection reported by `ClientConnected` is from now on this peer."""
 
     connection: int
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send the message, with these descriptors beside it."""
 
     peer: int
@@ -63,31 +59,27 @@ class Send:
     descriptors: tuple[Descriptor, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnect:
+class Disconnect(Struct, frozen=True):
     """Close the connection; a `problem` is worth a line in the log. The process is still watched."""
 
     peer: int
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(Struct, frozen=True):
     """The peer is gone for good: close and drop all that is kept for it."""
 
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class KillWorker:
+class KillWorker(Struct, frozen=True):
     """SIGKILL to the worker's process; a `problem` is worth a line in the log."""
 
     worker: int
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ForkWorker:
+class ForkWorker(Struct, frozen=True):
     """Have the launcher fork a worker, which gets a new control channel and a new call channel.
 
     The compiled module is the first descriptor that came with the message now handled; `descriptors` are those of the grants.
@@ -103,8 +95,7 @@ class ForkWorker:
 # ---------------------------------------------------------------- heaps
 
 
-@dataclass(frozen=True, slots=True)
-class StoreHeap:
+class StoreHeap(Struct, frozen=True):
     """Keep the first descriptor that came with the message now handled as the heap's segment; make metadata if `managed`.
 
     Answered by `HeapStored` or `HeapNotStored`.
@@ -119,15 +110,13 @@ class StoreHeap:
     owner_frees_only: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DropHeap:
+class DropHeap(Struct, frozen=True):
     """Nobody can reach the heap any more: close what is kept for it."""
 
     heap: int
 
 
-@dataclass(frozen=True, slots=True)
-class FindAdopted:
+class FindAdopted(Struct, frozen=True):
     """Look for an adopted slab of the class with a free block. Answered by `AdoptedFound`."""
 
     lease: int
@@ -135,8 +124,7 @@ class FindAdopted:
     size_class: int
 
 
-@dataclass(frozen=True, slots=True)
-class WriteOwners:
+class WriteOwners(Struct, frozen=True):
     """Reserve memory for the states of these slabs, then write their owner. Answered by `OwnersWritten`."""
 
     lease: int
@@ -145,15 +133,13 @@ class WriteOwners:
     owner: int
 
 
-@dataclass(frozen=True, slots=True)
-class LetAskAgain:
+class LetAskAgain(Struct, frozen=True):
     """Have processes ask again that were refused slabs of the heap: none became free, but something else stood in the way."""
 
     heap: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseSlabs:
+class ReleaseSlabs(Struct, frozen=True):
     """Make these slabs, which their owner gave back, nobody's; adopt those in which something lives after all.
 
     Answered by `SlabsReclaimed` of `NOBODY`.
@@ -163,8 +149,7 @@ class ReleaseSlabs:
     ranges: tuple[SlabRange, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reclaim:
+class Reclaim(Struct, frozen=True):
     """Take these slabs from `owner`, who cannot touch them any more: free the empty ones, adopt the others.
 
     With `free_live` the blocks that live are freed first. Answered by `SlabsReclaimed`.
@@ -176,16 +161,14 @@ class Reclaim:
     free_live: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResetMetadata:
+class ResetMetadata(Struct, frozen=True):
     """Format the heap's metadata anew; `used` are the slabs that may hold data, to be zeroed if the heap is scrubbed."""
 
     heap: int
     used: tuple[SlabRange, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HeapOwners:
+class HeapOwners(Struct, frozen=True):
     """A managed heap and the owner of each of its slabs (native u32s), as the mind knows them."""
 
     heap: int
@@ -193,8 +176,7 @@ class HeapOwners:
     owners: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyHeaps:
+class VerifyHeaps(Struct, frozen=True):
     """Check every invariant of these heaps' metadata. Answered by `HeapsVerified`."""
 
     verification: int
@@ -204,16 +186,14 @@ class VerifyHeaps:
 # ---------------------------------------------------------------- the program
 
 
-@dataclass(frozen=True, slots=True)
-class StartDeadline:
+class StartDeadline(Struct, frozen=True):
     """Report `DeadlinePassed` after so many seconds."""
 
     deadline: Deadline
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(Struct, frozen=True):
     """Nobody needs this coordinator any more."""
 
 

@@ -5,8 +5,9 @@ The shell (`shmwasm.coordinator`) observes and reports; it decides nothing. Some
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from shmwasm.control.deadlines import Deadline
@@ -15,15 +16,13 @@ if TYPE_CHECKING:
     from shmwasm.protocol.messages import SlabRange
 
 
-@dataclass(frozen=True, slots=True)
-class ClientConnected:
+class ClientConnected(Struct, frozen=True):
     """A client of the right user connected; `connection` is the shell's own name for it. Answered by `Admit`."""
 
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
+class MessageReceived(Struct, frozen=True):
     """A client or a worker sent `message`, with so many descriptors beside it."""
 
     peer: int
@@ -31,66 +30,57 @@ class MessageReceived:
     descriptors: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LauncherSpoke:
+class LauncherSpoke(Struct, frozen=True):
     """The launcher reported about one of its workers."""
 
     message: messages.LauncherMessage
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionClosed:
+class ConnectionClosed(Struct, frozen=True):
     """The peer's end of the connection is closed, or it broke the protocol's framing; its process may live on."""
 
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessGone:
+class ProcessGone(Struct, frozen=True):
     """The kernel says that the peer's process is no more: it can touch nothing any longer."""
 
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class LauncherGone:
+class LauncherGone(Struct, frozen=True):
     """The launcher process ended; the kernel kills its workers, each of which is still reported by `ProcessGone`."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeapStored:
+class HeapStored(Struct, frozen=True):
     """Answers `StoreHeap`: the heap's descriptors are kept, its metadata is formatted (`metadata_size` 0: it has none)."""
 
     heap: int
     metadata_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class HeapNotStored:
+class HeapNotStored(Struct, frozen=True):
     """Answers `StoreHeap`: nothing was kept."""
 
     heap: int
     error: ShmwasmError
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptedFound:
+class AdoptedFound(Struct, frozen=True):
     """Answers `FindAdopted`: an adopted slab of the class that has a free block, or None."""
 
     lease: int
     slab: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class OwnersWritten:
+class OwnersWritten(Struct, frozen=True):
     """Answers `WriteOwners`; with `reserved` false there was no memory for the slabs' states and nothing was written."""
 
     lease: int
     reserved: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SlabsReclaimed:
+class SlabsReclaimed(Struct, frozen=True):
     """Answers `Reclaim` and `ReleaseSlabs`: what became free, and the size classes of what is adopted."""
 
     heap: int
@@ -99,16 +89,14 @@ class SlabsReclaimed:
     adopted_classes: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class HeapsVerified:
+class HeapsVerified(Struct, frozen=True):
     """Answers `VerifyHeaps`: the first broken invariant, or None."""
 
     verification: int
     error: ShmwasmError | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
+class DeadlinePassed(Struct, frozen=True):
     """The time of a `StartDeadline` is over."""
 
     deadline: Deadline

@@ -178,6 +178,8 @@ class InstanceDesk:
             ProtocolError: It may not say that now.
         """
         match message:
+            case messages.Lease():
+                self._leases.ask(worker, self._writable_heap(worker, message.heap), message)
             case messages.Ready():
                 self._live(worker, LifeInput.READY)
                 self._announce(worker)
@@ -189,8 +191,6 @@ class InstanceDesk:
             case messages.Failed(request=request, code=code, facts=facts):
                 self._answered(worker, request, AttachmentInput.FAILED)
                 self._state.send(worker.client, messages.Failed(request=worker.attach_request, code=code, facts=facts))
-            case messages.Lease():
-                self._leases.ask(worker, self._writable_heap(worker, message.heap), message)
             case messages.Release(heap=heap, ranges=ranges):
                 self._leases.release(worker, self._writable_heap(worker, heap), ranges)
             case messages.Recalled(heap=heap):

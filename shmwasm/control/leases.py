@@ -92,7 +92,6 @@ class LeaseDesk:
 
     def _try(self, lease: PendingLease) -> None:
         if self._allowance(lease) < (1 if lease.size_class else lease.slabs):
-            lease.peer.denied.add(lease.heap.number)
             self._refuse(lease, quota=lease.peer.quota)
         elif lease.size_class in lease.heap.adopted_classes:
             self._written[lease.number] = lease
@@ -155,6 +154,8 @@ class LeaseDesk:
         self._refuse(lease)
 
     def _refuse(self, lease: PendingLease, quota: int = 0) -> None:
+        if quota:
+            lease.peer.denied.add(lease.heap.number)
         largest = lease.heap.slabs.largest_run() * SLAB_SIZE
         self._answer(lease, messages.Leased(request=lease.request, ranges=[], largest_free=largest, quota=quota))
 

@@ -67,10 +67,12 @@ class Coordinator:
 
     def _dispatch(self, event: events.Event) -> None:
         match event:
-            case events.ClientConnected(connection):
-                self._connect(connection)
             case events.MessageReceived(number, message, descriptors):
                 self._receive(number, message, descriptors)
+            case events.OwnersWritten():
+                self._leases.owners_written(event)
+            case events.ClientConnected(connection):
+                self._connect(connection)
             case events.LauncherSpoke(message):
                 self._instances.hear_launcher(message)
             case events.ConnectionClosed(number):
@@ -83,8 +85,6 @@ class Coordinator:
                 self._heap_stored(event)
             case events.AdoptedFound():
                 self._leases.adopted_found(event)
-            case events.OwnersWritten():
-                self._leases.owners_written(event)
             case events.SlabsReclaimed():
                 self._leases.reclaimed(event)
             case events.HeapsVerified():
@@ -192,6 +192,9 @@ class Coordinator:
         if client.greeted == isinstance(message, messages.Hello):
             raise errors.ProtocolError(f"{type(message).__name__} {'twice' if client.greeted else 'before Hello'}")
         match message:
+            # First, as it is the one that a malloc waits for.
+            case messages.Lease(heap=number):
+                self._leases.ask(client, self._opened(client, number), message)
             case messages.Hello():
                 self._greet(client, message)
             case messages.CreateHeap():
@@ -212,8 +215,6 @@ class Coordinator:
             case messages.ResetChain(head=head):
                 self._reset_chain(client, self._opened(client, head))
                 self._done(client, message)
-            case messages.Lease(heap=number):
-                self._leases.ask(client, self._opened(client, number), message)
             case messages.Release(heap=number, ranges=ranges):
                 self._leases.release(client, self._opened(client, number), ranges)
             case messages.Recalled(heap=number):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import wasmtime
 
-from shmwasm.addresses import SLAB_SIZE
+from shmwasm.addresses import SLAB_SIZE, round_up
 from shmwasm.core import CORE_MODULE, Core, HeapAuthority, layout, metadata_size, states_offset, states_range
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.modules import CompiledModule, compile_module, deserialize
-from shmwasm.errors import UnsupportedError
+from shmwasm.errors import HeapNoSpaceError, UnsupportedError
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol.messages import COORDINATOR
@@ -30,6 +30,9 @@ _FOR_EVER = 1 << 62
 """An epoch deadline that never comes."""
 
 _WORDS_PER_DESCRIPTOR = layout.DESCRIPTOR_SIZE // 4
+_RESERVED_TOGETHER = layout.SECTION_ALIGNMENT // layout.GRANULES_PER_SLAB
+"""Slabs whose states are reserved at once: they fill a kernel page, however large, and few leases have to wait for it."""
+
 _OWNER_WORD = 0
 _CLASS_WORD = 1
 
@@ -88,15 +91,24 @@ class ManagedHeap:
             self._mapping = map_anywhere(self.metadata.descriptor, always_used, writable=False)
             undo.pop_all()
         end = layout.DESCRIPTORS_OFFSET + self._slabs * layout.DESCRIPTOR_SIZE
+        self._reserved = bytearray(round_up(self._slabs, _RESERVED_TOGETHER) // _RESERVED_TOGETHER)
         self._descriptors = self._mapping.view[layout.DESCRIPTORS_OFFSET : end].cast("I")
 
     def reserve(self, part: SlabRange) -> None:
-        """Reserve the memory of these slabs' states.
+        """Reserve the memory of these slabs' states, and of their neighbours' where there is enough.
 
         Raises:
             HeapNoSpaceError: There is too little.
         """
-        self.metadata.reserve(*states_range(self._slabs, part.first, part.count))
+        first, end = part.first // _RESERVED_TOGETHER, -(-(part.first + part.count) // _RESERVED_TOGETHER)
+        if self._reserved.find(0, first, end) < 0:
+            return
+        try:
+            self.metadata.reserve(*states_range(self._slabs, first * _RESERVED_TOGETHER, (end - first) * _RESERVED_TOGETHER))
+        except HeapNoSpaceError:
+            self.metadata.reserve(*states_range(self._slabs, part.first, part.count))
+        else:
+            self._reserved[first:end] = b"\1" * (end - first)
 
     def owners(self) -> memoryview:
         """Return the owner of each slab as the metadata says."""

@@ -22,11 +22,15 @@ MAXIMUM_QUEUED_BYTES: Final = 64 << 20
 
 
 class Link:
-    """A channel with a queue of what the peer has not read yet, and the peer's pidfd where there is one. It owns all of them."""
+    """A channel with a queue of what the peer has not read yet, and the peer's pidfd where there is one. It owns all of them.
+
+    `watches_room` is the shell's note that it waits for the peer to make room.
+    """
 
     def __init__(self, channel: Channel, pidfd: int | None = None) -> None:
         self.channel = channel
         self.pidfd = pidfd
+        self.watches_room = False
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued_bytes = 0
 

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("shmwasm.coordinator")
 
-_MESSAGES_AT_A_TIME: Final = 32
-"""How many messages of one peer are handled before the others have their turn."""
-
 _MESSAGES_OF_THE_DEAD: Final = 4096
 """More than any socket holds: what a process that is gone may have left to be read."""
 
@@ -79,8 +76,7 @@ class Shell:
     def run(self) -> None:
         """Serve until told to stop, or until nobody needs this coordinator any more."""
         while self._running:
-            ready = self._selector.select(self._patience())
-            for key, _ in ready:
+            for key, _ in self._selector.select(self._patience()):
                 # An earlier one may have closed this descriptor, or closed it and got its number for something else.
                 if self._selector.get_map().get(key.fd) == key:
                     key.data()
@@ -152,8 +148,8 @@ class Shell:
             self._flush(self._launcher.link)
         self._read_launcher()
 
-    def _read(self, peer: int, limit: int = _MESSAGES_AT_A_TIME) -> None:
-        """Hand in what the peer has sent, and then perhaps its end."""
+    def _read(self, peer: int, limit: int = 1) -> None:
+        """Hand in what the peer has sent, and then perhaps its end: one message, before the others have their turn."""
         decoder = codec.worker_messages if peer in self._workers else codec.client_messages
         for _ in range(limit):
             link = self._links.get(peer)
@@ -195,9 +191,9 @@ class Shell:
             link.close_pidfd()
             self._feed(events.ProcessGone(peer))
 
-    def _read_launcher(self) -> None:
+    def _read_launcher(self, limit: int = 1) -> None:
         link = self._launcher.link
-        for _ in range(_MESSAGES_AT_A_TIME):
+        for _ in range(limit):
             if not link.is_open:
                 return
             try:
@@ -228,7 +224,7 @@ class Shell:
 
     def _launcher_gone(self) -> None:
         """The launcher ended, which it does not while it is wanted."""
-        self._read_launcher()
+        self._read_launcher(_MESSAGES_OF_THE_DEAD)
         link = self._launcher.link
         self._close_channel(link)
         if link.pidfd is not None:
@@ -241,11 +237,13 @@ class Shell:
 
     def _perform(self, action: actions.Action) -> events.Event | None:
         """Perform an action; return the event that answers it, if it has one."""
+        if isinstance(action, actions.HeapAction):
+            return self._perform_on_heap(action)
         match action:
-            case actions.Admit(connection, peer):
-                return self._admit(connection, peer)
             case actions.Send():
                 self._send(action)
+            case actions.Admit(connection, peer):
+                return self._admit(connection, peer)
             case actions.Disconnect(peer, problem):
                 if problem:
                     _log.warning("peer %d is disconnected: %s", peer, problem)
@@ -263,11 +261,13 @@ class Shell:
             case actions.Exit():
                 self._running = False
             case _:
-                return self._perform_on_heap(action)
+                assert_never(action)
         return None
 
     def _perform_on_heap(self, action: actions.HeapAction) -> events.Event | None:
         match action:
+            case actions.WriteOwners(lease, heap, ranges, owner):
+                return events.OwnersWritten(lease, self._storage.write_owners(heap, ranges, owner))
             case actions.StoreHeap(heap=heap):
                 try:
                     return events.HeapStored(heap, self._storage.store(action, self._received[0]))
@@ -278,8 +278,6 @@ class Shell:
                 return None
             case actions.FindAdopted(lease, heap, size_class):
                 return events.AdoptedFound(lease, self._storage.find_adopted(heap, size_class))
-            case actions.WriteOwners(lease, heap, ranges, owner):
-                return events.OwnersWritten(lease, self._storage.write_owners(heap, ranges, owner))
             case actions.LetAskAgain(heap):
                 self._storage.let_ask_again(heap)
                 return None
@@ -385,11 +383,11 @@ class Shell:
 
     def _watch_room(self, link: Link) -> None:
         """Wait for room at the other end exactly while something is queued for it."""
-        if link.is_open:
+        if link.is_open and link.has_queue != link.watches_room:
+            link.watches_room = link.has_queue
             key = self._selector.get_key(link.channel.fileno())
             wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.has_queue else 0)
-            if key.events != wanted:
-                self._selector.modify(key.fd, wanted, key.data)
+            self._selector.modify(key.fd, wanted, key.data)
 
     def _flush(self, link: Link) -> bool:
         going_on = link.flush()
