@@ -68,12 +68,13 @@ class CoreFunction:
     def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: threading.RLock) -> None:
         self._lock = lock
         self._trap = ctypes.c_void_p()
-        self._cells = max(1, len(function.type(store).params))
+        self._cell_count = max(1, len(function.type(store).params))
+        self._pool: list[Cells] = []
         # What the C function takes has no public name in wasmtime-py. These objects keep what they point to.
         self._store = store
         self.context = pointer(ctypes.cast(store._context(), ctypes.c_void_p).value or 0)  # noqa: SLF001
         self.function = ctypes.byref(function._func)  # noqa: SLF001
-        self.arity = pointer(self._cells)  # a size_t is passed like a pointer
+        self.arity = pointer(self._cell_count)  # a size_t is passed like a pointer
         self.trap = ctypes.byref(self._trap)
 
     def __call__(self, *arguments: int) -> int:
@@ -83,7 +84,10 @@ class CoreFunction:
             HeapCorruptError: The core trapped, which it does when it finds metadata that would lead it astray.
             wasmtime.Trap: The deadline of the store's epoch has passed; the heap is sound, and can be used once it is set anew.
         """
-        words, address = new_cells(self._cells)
+        try:
+            words, address = cells = self._pool.pop()
+        except IndexError:
+            words, address = cells = new_cells(self._cell_count)
         for index, argument in enumerate(arguments):
             words[WORDS_PER_CELL * index] = argument
         with self._lock:
@@ -94,6 +98,7 @@ class CoreFunction:
             raise _error_of(wasmtime.Trap._from_ptr(ctypes.cast(trap, ctypes.POINTER(bindings.wasm_trap_t))))  # noqa: SLF001
         assert not failed, "a core function was called with other arguments than it has"
         result: int = words[0]
+        self._pool.append(cells)
         return result
 
 
