@@ -10,6 +10,7 @@ one of them open or an instance is attached.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from shmwasm import errors
@@ -32,8 +33,8 @@ class Heap:
     """One shared heap.
 
     `opened` counts each client's handles. `attached` has the workers that are attached, may be or may still be.
-    `adopted_classes` are the size classes of which an adopted slab may have a free block. `batches` has, by peer and size class,
-    how many slabs the next lease brings.
+    `adopted_classes` are the size classes of which an adopted slab may have a free block. `batches` has, for each peer by size
+    class, how many slabs the next lease brings.
     """
 
     number: int
@@ -53,7 +54,7 @@ class Heap:
     opened: dict[int, int] = field(default_factory=dict)
     attached: set[int] = field(default_factory=set)
     adopted_classes: set[int] = field(default_factory=set)
-    batches: dict[tuple[int, int], int] = field(default_factory=dict)
+    batches: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def upwards(self) -> Iterator[Heap]:
         """Yield this heap and its bodies, in order."""
@@ -149,7 +150,7 @@ class HeapRegistry:
             ArgumentError: The size cannot be, or the name is taken.
         """
         _check_size(message)
-        name = message.name or f"heap-{self._next}"
+        name = message.name or next(name for number in count(self._next) if (name := f"heap-{number}") not in self._by_name)
         if name in self._by_name:
             raise errors.ArgumentError(f"a shared heap named {name!r} exists already")
         heap = Heap(

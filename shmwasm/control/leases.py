@@ -122,7 +122,7 @@ class LeaseDesk:
         if not lease.size_class:
             run = slabs.find_run(lease.slabs)
             return () if run is None else (run,)
-        batch = max(lease.slabs, lease.heap.batches.get((lease.peer.number, lease.size_class), 1))
+        batch = max(lease.slabs, lease.heap.batches.get(lease.peer.number, {}).get(lease.size_class, 1))
         return slabs.gather(min(batch, MAXIMUM_BATCH, max(1, slabs.free_count // FREE_SHARE), self._allowance(lease)))
 
     @staticmethod
@@ -145,7 +145,7 @@ class LeaseDesk:
         if event.reserved:
             if lease.size_class:
                 granted = sum(part.count for part in lease.ranges)
-                lease.heap.batches[lease.peer.number, lease.size_class] = min(2 * granted, MAXIMUM_BATCH)
+                lease.heap.batches.setdefault(lease.peer.number, {})[lease.size_class] = min(2 * granted, MAXIMUM_BATCH)
             self._answer(lease, messages.Leased(request=lease.request, ranges=list(lease.ranges)))
             return
         adopted = lease.ranges[0].adopted
@@ -235,6 +235,7 @@ class LeaseDesk:
     def surrender(self, peer: Peer, heap: Heap, *, free_live: bool) -> None:
         """Take back all that the peer holds in the heap, which it cannot touch any more."""
         self.cancel(peer, heap)
+        heap.batches.pop(peer.number, None)
         held = heap.slabs.held_by(peer.number)
         if not held:
             self._heard_from(heap, peer.number)
@@ -242,8 +243,6 @@ class LeaseDesk:
         ranges = ranges_of(held)
         self._gave_back(peer, len(held))
         heap.slabs.move(ranges, peer.number, COORDINATOR)
-        for key in [key for key in heap.batches if key[0] == peer.number]:
-            del heap.batches[key]
         self._state.emit(Reclaim(heap.number, peer.number, ranges, free_live))
 
     def _gave_back(self, peer: Peer, slabs: int) -> None:
@@ -312,6 +311,9 @@ class LeaseDesk:
                 if peer is None:
                     raise errors.HeapCorruptError(heap.name, f"owner {owner} exists", 0)
                 held[owner] = held.get(owner, 0) + len(heap.slabs.held_by(owner)) * SLAB_SIZE
+            for number in heap.batches:
+                if self._state.peer(number) is None:
+                    raise errors.HeapCorruptError(heap.name, f"peer {number}, whose next lease is known, exists", 0)
         for peer in (*self._state.clients.values(), *self._state.workers.values()):
             if peer.leased != held.get(peer.number, 0) or (peer.quota and peer.leased > peer.quota):
                 raise errors.HeapCorruptError("", f"peer {peer.number} holds what is counted, within its quota", 0)

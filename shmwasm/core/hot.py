@@ -70,10 +70,13 @@ def malloc_function(
         if alignment == 16:
             try:
                 words, address = cells = take()
+            except IndexError:
+                words, address = cells = prepare()
+            try:
                 words[0] = size
                 is_small = size <= SMALL
-            except Exception:  # noqa: BLE001  the pool is empty, or the size is no number from 0 to 2**32 - 1
-                give(prepare())
+            except Exception:  # noqa: BLE001  the size is no number from 0 to 2**32 - 1
+                give(cells)
             else:
                 if is_small:
                     call(context, function, address, arity, trap)
@@ -99,9 +102,12 @@ def free_function(
     def free(address: int) -> None:
         try:
             words, arguments = cells = take()
+        except IndexError:
+            words, arguments = cells = slot.new(2)
+        try:
             words[0] = address
-        except Exception:  # noqa: BLE001  the pool is empty, or the address is signed or no number
-            give(slot.new(2))
+        except Exception:  # noqa: BLE001  the address is signed or no number
+            give(cells)
             slowly(address, NOT_ASKED)
         else:
             call(context, function, arguments, arity, trap)

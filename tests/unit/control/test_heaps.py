@@ -59,6 +59,13 @@ def test_heaps_without_a_name_get_different_ones(shell, client):
     assert first.heap.name != second.heap.name
 
 
+def test_a_heap_without_a_name_gets_one_that_no_other_has(shell, client):
+    shell.create(client, name="heap-2")
+    shell.create(client)
+    names = {opened.heap.name for opened in shell.received(client, messages.HeapOpened)}
+    assert len(names) == 2
+
+
 def test_a_heap_that_cannot_be_stored_leaves_its_name_free(shell, client, no_space):
     shell.storage_error = no_space
     with pytest.raises(errors.HeapNoSpaceError):

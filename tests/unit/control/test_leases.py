@@ -35,6 +35,16 @@ def test_batches_of_a_size_class_double_up_to_64_slabs(shell, client):
     assert count(shell.lease(client, heap, size_class=2)) == 1
 
 
+def test_nothing_is_kept_of_a_peer_that_gave_everything_back_before_it_went(shell, client):
+    heap = shell.create(client, 64)
+    worker = shell.spawn(client, heap)
+    assert count(shell.lease(worker, heap)) == 1
+    release_all(shell, worker, heap)
+    shell.detach(client, worker)
+    shell.end_worker(worker)
+    shell.mind.invariants()
+
+
 def test_a_batch_takes_at_most_an_eighth_of_what_is_free_but_one(shell, client):
     heap = shell.create(client, 17)
     assert [count(shell.lease(client, heap)) for _ in range(4)] == [1, 2, 1, 1]

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from shmwasm.addresses import signed32
 from shmwasm.core import layout
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError
 
@@ -57,6 +58,14 @@ def test_freed_block_is_used_again(slot):
     first = slot.malloc(100)
     slot.free(first)
     assert slot.malloc(100) == first
+
+
+def test_arguments_that_the_hot_path_does_not_take_leave_nothing_behind(slot):
+    for _ in range(10):
+        slot.free(signed32(slot.malloc(64)))
+        with pytest.raises(ArgumentError):
+            slot.malloc(-1)
+    assert len(slot._cells._made) == 2  # one malloc's and one free's
 
 
 def test_address_may_be_signed(slot):
