@@ -143,7 +143,8 @@ NO_WASI = (
     WasiOptions(env={"\udcff": "b"}),
     WasiOptions(stdout=None),
     WasiOptions(stdout="nul\0"),
-    WasiOptions(preopens={Path("/"): "/"}),
+    WasiOptions(preopens={5: "/"}),
+    WasiOptions(stdout=Path("nul\0")),
     WasiOptions(preopens={"/": "/data"}, read_only_preopens=["/date"]),
     WasiOptions(preopens={"/does/not/exist": "/data"}),
 )
