@@ -25,7 +25,7 @@ class Block:
     As a context manager it is freed at the end. It is not freed when it is collected: a guest may hold its address.
     """
 
-    __slots__ = ("_freed", "heap", "offset", "size")
+    __slots__ = ("freed", "heap", "offset", "size")
 
     def __init__(self, heap: SharedHeap, offset: HeapOffset, size: int) -> None:
         self.heap = heap
@@ -34,12 +34,8 @@ class Block:
         """Where it starts, in bytes from the heap's first byte."""
         self.size = size
         """Its length in bytes, as it was asked for."""
-        self._freed = False
-
-    @property
-    def freed(self) -> bool:
-        """Whether the block was freed through this object."""
-        return self._freed
+        self.freed = False
+        """Whether the block was freed through this object; the heap says so."""
 
     @property
     def address(self) -> AppAddress:
@@ -53,7 +49,7 @@ class Block:
         Raises:
             ClosedError: The block was freed, or its heap closed.
         """
-        if self._freed:
+        if self.freed:
             raise ClosedError(repr(self), "was freed")
         return self.heap.view[self.offset : self.offset + self.size]
 
@@ -87,7 +83,7 @@ class Block:
         Raises:
             InvalidFreeError: The block is not live: somebody else freed it already.
         """
-        if not self._freed:
+        if not self.freed:
             self.heap.free(self)
 
     def __enter__(self) -> Self:
@@ -103,12 +99,12 @@ class Block:
         return self.size
 
     def __repr__(self) -> str:
-        state = "freed block" if self._freed else "block"
+        state = "freed block" if self.freed else "block"
         return f"<{state} of {self.size} bytes at offset {self.offset:#x} of shared heap {self.heap.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         from shmwasm.client.runtime import attach_block  # noqa: PLC0415  the runtime makes heaps, which make blocks
 
-        if self._freed:
+        if self.freed:
             raise ClosedError(repr(self), "was freed")
         return attach_block, (*self.heap.capability(), self.offset, self.size)

@@ -1,7 +1,10 @@
 """The heaps that a runtime has open, and how they are chained.
 
-Locking: `_lock` guards the two tables, which the receiver thread changes too (`lay_out`). `_opening` is held over a whole
-request, so that a heap that is opened twice at once is one object.
+How chains lie is noted in the order in which the coordinator says it, which is why the receiver thread does it (`lay_out`): the
+thread that asked may look at its answer only after the next change. A heap that is being opened finds its place noted already.
+
+Locking: `_lock` guards the tables, which the receiver thread changes too. `_opening` is held over a whole request, so that a heap
+that is opened twice at once is one object.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class HeapBook:
         self._opening = threading.Lock()
         self._heaps: dict[int, SharedHeap] = {}
         self._chains: dict[int, list[int]] = {}
+        self._starts: dict[int, AppAddress] = {}
 
     def create(
         self,
@@ -112,7 +116,6 @@ class HeapBook:
         laid_out = self._connection.request(
             messages.ChainLaidOut, lambda number: messages.ChainHeaps(request=number, head=below, body=above)
         )[0]
-        self.lay_out(laid_out.chains)
         return self._heaps[laid_out.result]
 
     def unchain(self, head: SharedHeap, *, entire_chain: bool) -> SharedHeap:
@@ -125,7 +128,6 @@ class HeapBook:
             messages.ChainLaidOut,
             lambda number: messages.UnchainHeaps(request=number, head=first, entire_chain=entire_chain),
         )[0]
-        self.lay_out(laid_out.chains)
         return self._heaps[laid_out.result]
 
     def reset(self, head: SharedHeap) -> None:
@@ -155,11 +157,12 @@ class HeapBook:
             return [self._heaps[number] for number in self._chains.get(head.number, [head.number]) if number in self._heaps]
 
     def lay_out(self, chains: Sequence[Sequence[messages.ChainLink]]) -> None:
-        """Take note of how chains lie from now on."""
+        """Take note of how chains lie from now on; in the receiver thread."""
         with self._lock:
             for chain in chains:
                 for link in chain:
                     self._chains.pop(link.heap, None)
+                    self._starts[link.heap] = AppAddress(link.start)
                     heap = self._heaps.get(link.heap)
                     if heap is not None:
                         heap.move(AppAddress(link.start))
@@ -188,15 +191,22 @@ class HeapBook:
             )
 
     def _add(self, opened: messages.HeapOpened, segment: int, metadata: Sequence[int], *, prefault: bool) -> SharedHeap:
-        """Map a heap into this process. The descriptors of `metadata` are closed; `segment` stays the caller's."""
+        """Map a heap into this process, or give it up. The descriptors of `metadata` are closed; `segment` stays the caller's."""
         description = opened.heap
         try:
-            mapping = map_anywhere(segment, description.size, writable=not description.read_only, prefault=prefault)
-            slot = None
-            if description.managed:
-                slot = self._allocator.open_heap(description, metadata[0], opened.metadata_size)
+            return self._mapped(opened, segment, metadata, prefault=prefault)
+        except BaseException:
+            self._connection.begin(lambda number: messages.CloseHeap(request=number, heap=description.heap))
+            raise
         finally:
             close_descriptors(metadata)
+
+    def _mapped(self, opened: messages.HeapOpened, segment: int, metadata: Sequence[int], *, prefault: bool) -> SharedHeap:
+        description = opened.heap
+        mapping = map_anywhere(segment, description.size, writable=not description.read_only, prefault=prefault)
+        slot = None
+        if description.managed:
+            slot = self._allocator.open_heap(description, metadata[0], opened.metadata_size)
         heap = SharedHeap(
             description,
             address=self._address,
@@ -208,12 +218,19 @@ class HeapBook:
             forget=self._forget,
         )
         with self._lock:
-            self._heaps[description.heap] = heap
-        self.lay_out([opened.chain])
+            self._heaps[heap.number] = heap
+            heap.move(self._starts[heap.number])
         return heap
 
     def _forget(self, heap: SharedHeap) -> None:
-        self._heaps.pop(heap.number, None)
+        """Drop a heap that was closed, and how its chain lies if that was the chain's last heap here."""
+        with self._opening, self._lock:
+            del self._heaps[heap.number]
+            head, chain = next((head, chain) for head, chain in self._chains.items() if heap.number in chain)
+            if not any(number in self._heaps for number in chain):
+                del self._chains[head]
+                for number in chain:
+                    del self._starts[number]
 
 
 def _checked_size(size: int | None, pre_allocated: Source | None, *, read_only: bool) -> int | None:

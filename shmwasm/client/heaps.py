@@ -40,8 +40,7 @@ class SharedHeap:
         managed: Whether it has our allocator; a preallocated heap has none.
         read_only: Whether nobody may write to it.
         malloc_address: `malloc_address(size, alignment=16)` allocates like `malloc` and returns just the app address: for the
-            hottest
-            loops, where keeping the function itself saves its look-up. Raises what `malloc` raises.
+            hottest loops, where keeping the function itself saves its look-up. Raises what `malloc` raises.
         free_address: `free_address(address)` frees the block at an app address, signed or unsigned. Raises what `free` raises.
     """
 
@@ -150,7 +149,7 @@ class SharedHeap:
             ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size, usable))
             del view
             self.free_address(block.address)
-        block._freed = True  # noqa: SLF001
+        block.freed = True
         return moved
 
     def free(self, block: Block | int) -> None:
@@ -166,10 +165,10 @@ class SharedHeap:
         address = block.__index__()
         if block.heap is not self:
             raise errors.InvalidFreeError(self.name, address, f"it is a block of shared heap {block.heap.name!r}")
-        if block._freed:  # noqa: SLF001  a heap and its blocks are one thing
+        if block.freed:
             raise errors.InvalidFreeError(self.name, address, "it was freed already")
         self.free_address(address)
-        block._freed = True  # noqa: SLF001
+        block.freed = True
 
     def usable_size(self, block: Block | int) -> int:
         """Return how many bytes the block at that app address can hold; 0 if no live block starts there."""
@@ -226,6 +225,7 @@ class SharedHeap:
 
     def close(self) -> None:
         """Give up this process's hold on the heap. Views stay valid; the memory lives while anybody uses it. Twice is fine."""
+        self._connection.check_may_block()
         if not self.release():
             return
         self._forget(self)
