@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmwasm.addresses import WINDOW_END, unsigned32
 from shmwasm.client.runtime import Runtime
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from shmwasm.client.arguments import Value
     from shmwasm.client.heaps import SharedHeap
-    from shmwasm.client.instances import BoundExport, Instance, Result
+    from shmwasm.client.instances import BoundExport, Instance
     from shmwasm.client.modules import Imports, Module
     from shmwasm.posix.segments import Source
 
@@ -183,7 +183,7 @@ def wasm_runtime_lookup_function(instance: Instance, name: str) -> BoundExport |
         return None
 
 
-def wasm_runtime_call_wasm(function: BoundExport, *arguments: Value) -> Result:
+def wasm_runtime_call_wasm(function: BoundExport, *arguments: Value) -> Any:
     """Call a function that was looked up, and return its result: None, a number, or a list of several.
 
     Raises:

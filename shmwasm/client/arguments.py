@@ -59,7 +59,8 @@ def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
     try:
         if parameter in {"f32", "f64"}:
             return checks.real_number(argument)
-        value = operator.index(argument)  # type: ignore[arg-type]
+        # `index` alone would leave True as it is, which is no number on the wire.
+        value = int(operator.index(argument))  # type: ignore[arg-type]
     except Exception as failure:  # the argument's own code ran
         raise errors.ArgumentError(
             f"argument {place} of {export!r} must be of type {parameter}, not {errors.shown(argument)}"

@@ -5,11 +5,15 @@ Locking
 One *receiver* thread reads the coordinator's channel and every instance's call channel. All that arrives is handled there, so
 handlers must not block: a request is therefore answered through a future, and whoever waits for one waits in another thread.
 `Connection.request` refuses to be called in the receiver thread, where it would wait for itself (a future's callback runs there).
+
+Without the receiver every wait would be for ever, so nothing ends it: what a user's callback raises is logged (`complete`), and
+what a handler raises, which only a bug can, is logged and fails all that waits for that handler's source.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import selectors
 import threading
@@ -24,6 +28,9 @@ from shmwasm.protocol import codec, messages
 
 Reply = tuple[messages.CoordinatorToClient, list[int]]
 R = TypeVar("R", bound=messages.CoordinatorToClient)
+T = TypeVar("T")
+
+_log = logging.getLogger("shmwasm")
 
 LEAVING_PATIENCE = 10.0
 """Seconds that a coordinator gets to take leave of a client."""
@@ -47,6 +54,9 @@ class Receiving(Protocol):
     def handle_deadline(self) -> None:
         """Handle that the deadline has passed."""
 
+    def fail(self) -> None:
+        """Fail all that waits for this source: it is not read any more."""
+
 
 class Receiver:
     """The thread that reads for a runtime."""
@@ -68,7 +78,7 @@ class Receiver:
             self._selector.register(source.fileno(), selectors.EVENT_READ, source)
 
     def remove(self, source: Receiving) -> None:
-        """Read for `source` no more; may be called twice."""
+        """Read for `source` no more; may be called twice, and after `stop`."""
         with self._lock:
             if source in self._sources:
                 self._sources.remove(source)
@@ -76,7 +86,9 @@ class Receiver:
 
     def wake(self) -> None:
         """Make the thread look at the deadlines again."""
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def check_may_block(self) -> None:
         """Raise unless the calling thread may wait for something that this thread has to read.
@@ -94,29 +106,53 @@ class Receiver:
         self._stopping = True
         self.wake()
         self._thread.join()
-        self._selector.close()
-        os.close(self._wake)
+        with self._lock:
+            self._release()
 
     def abandon(self) -> None:
         """Release the descriptors in a forked child, where the thread does not exist."""
-        if self._stopping:
-            # They were released before the fork, and their numbers may be others' by now.
-            return
+        self._lock = threading.Lock()  # another thread may have held it
+        if not self._stopping:
+            # Otherwise they were released before the fork, and their numbers may be others' by now.
+            self._release()
+
+    def _release(self) -> None:
+        self._sources.clear()
         self._selector.close()
         os.close(self._wake)
+        self._wake = -1
 
     def _run(self) -> None:
-        while not self._stopping:
-            for key, _ in self._selector.select(self._patience()):
-                if key.fd == self._wake:
-                    os.eventfd_read(self._wake)
-                elif not key.data.handle_readable():
-                    self.remove(key.data)
-            now = time.monotonic()
+        try:
+            while not self._stopping:
+                self._read_once()
+        except BaseException:  # noqa: BLE001  whoever waits must hear of it, whatever it is
+            _log.critical("the thread that reads for a runtime failed, and the runtime with it", exc_info=True)
             for source in self._snapshot():
-                deadline = source.next_deadline()
-                if deadline is not None and deadline <= now:
-                    source.handle_deadline()
+                source.fail()
+
+    def _read_once(self) -> None:
+        """Wait until something can be read or a deadline passes, and handle that."""
+        for key, _ in self._selector.select(self._patience()):
+            if key.fd == self._wake:
+                os.eventfd_read(self._wake)
+            elif not self._attend(key.data, key.data.handle_readable):
+                self.remove(key.data)
+        now = time.monotonic()
+        for source in self._snapshot():
+            deadline = source.next_deadline()
+            if deadline is not None and deadline <= now:
+                self._attend(source, source.handle_deadline)
+
+    def _attend(self, source: Receiving, handle: Callable[[], T]) -> T | None:
+        """Return what `handle` of that source returns; if it raises, the source is failed, and the others go on."""
+        try:
+            return handle()
+        except BaseException:  # noqa: BLE001  see the module's docstring
+            _log.critical("reading for %r failed", source, exc_info=True)
+            self.remove(source)
+            source.fail()
+            return None
 
     def _patience(self) -> float | None:
         deadlines = [deadline for source in self._snapshot() if (deadline := source.next_deadline()) is not None]
@@ -151,13 +187,22 @@ class Connection:
         """Whether the coordinator is gone."""
         return self._lost is not None
 
+    def check_may_block(self) -> None:
+        """Raise unless the calling thread may wait for an answer; raises what `Receiver.check_may_block` does."""
+        self._receiver.check_may_block()
+
     def send(self, message: messages.Message) -> None:
         """Send a message that has no answer.
 
         Raises:
             CoordinatorLostError: The coordinator is gone.
         """
-        self._post(message, ())
+        if self._lost is not None:
+            raise self._lost
+        try:
+            self._channel.send(codec.encode(message))
+        except errors.ClosedError:
+            raise errors.CoordinatorLostError("the coordinator is gone") from None
 
     def begin(
         self,
@@ -179,16 +224,20 @@ class Connection:
             future.add_done_callback(then)
         number = next(self._numbers)
         with self._lock:
-            self._pending[number] = future
+            lost = self._lost
+            if lost is None:
+                self._pending[number] = future
+        if lost is not None:
+            future.set_exception(lost)
+            return future
         try:
-            self._post(build(number), descriptors)
-        except BaseException as error:
+            self._channel.send(codec.encode(build(number)), descriptors)
+        except errors.ClosedError:
+            return future  # the receiver reads the channel's end next, which ends this request too
+        except BaseException:
             with self._lock:
                 self._pending.pop(number, None)
-            if not isinstance(error, errors.CoordinatorLostError | errors.ClosedError):
-                raise
-            if not future.done():
-                future.set_exception(error)
+            raise
         return future
 
     def request(
@@ -200,7 +249,7 @@ class Connection:
             ShmwasmError: Whatever the coordinator answered.
             CoordinatorLostError: The coordinator is gone.
         """
-        self._receiver.check_may_block()
+        self.check_may_block()
         answered = self.begin(build, descriptors)
         try:
             reply, received = answered.result()
@@ -218,20 +267,25 @@ class Connection:
 
     def handle_readable(self) -> bool:
         """Read one packet and hand it on."""
+        received: list[int] = []
         try:
-            packet = self._channel.receive()
+            packet = self._channel.receive(timeout=0)
             if packet is None:
                 raise errors.CoordinatorLostError("the coordinator is gone")
-            message = codec.to_client.decode(packet[0])
+            payload, received = packet
+            message = codec.to_client.decode(payload)
+        except TimeoutError:
+            return True  # the descriptor was another channel's when the kernel reported it
         except errors.ShmwasmError as error:
+            close_descriptors(received)
             self._lose(errors.CoordinatorLostError(str(error)))
             return False
         request = getattr(message, "request", None)
         if request is None:
-            close_descriptors(packet[1])
+            close_descriptors(received)
             self._handle_event(message)
         else:
-            self._answer(request, message, packet[1])
+            self._answer(request, message, received)
         return True
 
     def next_deadline(self) -> float | None:
@@ -240,6 +294,10 @@ class Connection:
 
     def handle_deadline(self) -> None:
         """Nothing: see `next_deadline`."""
+
+    def fail(self) -> None:
+        """Fail what is pending and what is to come (see `Receiving`)."""
+        self._lose(errors.CoordinatorLostError("this process failed to read what the coordinator said"))
 
     def leave(self) -> None:
         """Say goodbye, and wait until the coordinator took back what this process held; not for ever, as it may be stopped."""
@@ -261,47 +319,43 @@ class Connection:
         self._lost = errors.CoordinatorLostError("the connection belongs to the parent process")
         self._channel.close()
 
-    def _post(self, message: messages.Message, descriptors: Sequence[int]) -> None:
-        if self._lost is not None:
-            raise self._lost
-        try:
-            self._channel.send(codec.encode(message), descriptors)
-        except errors.ClosedError:
-            # The receiver would hear of it too, but only later.
-            raise self._lose(errors.CoordinatorLostError("the coordinator is gone")) from None
-
     def _give_back(self, answered: Future[Reply]) -> None:
         """Give back what an answer brought, as a signal's exception ended the wait for it."""
         if answered.exception() is None:
-            reply, received = answered.result()
-            close_descriptors(received)
-            if isinstance(reply, messages.HeapOpened):
-                heap = reply.heap.heap
-                self.begin(lambda number: messages.CloseHeap(request=number, heap=heap))
+            self._refuse(*answered.result())
+
+    def _refuse(self, reply: messages.CoordinatorToClient, received: list[int]) -> None:
+        """Give back what an answer brought that nobody waits for."""
+        close_descriptors(received)
+        if isinstance(reply, messages.HeapOpened):
+            heap = reply.heap.heap
+            self.begin(lambda number: messages.CloseHeap(request=number, heap=heap))
 
     def _answer(self, request: int, message: messages.CoordinatorToClient, received: list[int]) -> None:
+        if isinstance(message, messages.HeapOpened | messages.ChainLaidOut):
+            # Whoever asked may look at the answer only after the chains have moved again, which the next messages say.
+            self._handle_event(message)
         with self._lock:
             future = self._pending.pop(request, None)
         if future is None:
-            close_descriptors(received)
+            self._refuse(message, received)
         elif isinstance(message, messages.Failed):
             close_descriptors(received)
             future.set_exception(error_of(message.code, message.facts))
         else:
             future.set_result((message, received))
 
-    def _lose(self, error: errors.CoordinatorLostError) -> errors.ShmwasmError:
-        """Fail what is pending and what is to come; return the error to raise, which is another if this end took leave first."""
+    def _lose(self, error: errors.CoordinatorLostError) -> None:
+        """Fail what is pending and what is to come; with another error if this end took leave first."""
         with self._lock:
             if self._lost is not None:
-                return self._lost
+                return
             lost = self._lost = errors.ClosedError("this runtime") if self._leaving else error
             self._ended.set()
             pending, self._pending = list(self._pending.values()), {}
         for future in pending:
             future.set_exception(lost)
         self._handle_event(messages.Failed(request=0, code=type(error).__name__, facts={"reason": error.reason}))
-        return lost
 
 
 def error_of(code: str, facts: dict[str, Any]) -> errors.ShmwasmError:
@@ -310,6 +364,22 @@ def error_of(code: str, facts: dict[str, Any]) -> errors.ShmwasmError:
         return errors.from_wire(code, facts)
     except errors.ProtocolError as unknown:
         return unknown
+
+
+def complete(future: Future[T], result: T, error: BaseException | None = None) -> None:
+    """End a future that a user holds; whatever its callbacks raise is logged, and nobody else's affair.
+
+    (`concurrent.futures` does so itself, but lets `SystemExit` and its like through, which would end the receiver.)
+    """
+    try:
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+    except KeyboardInterrupt:
+        raise  # the user's own, in the main thread
+    except BaseException:  # noqa: BLE001  see above
+        _log.exception("a future's callback raised")
 
 
 def close_descriptors(descriptors: Sequence[int]) -> None:

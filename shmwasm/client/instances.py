@@ -7,14 +7,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value, converters, results_of
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import CallPath, Number, SocketCallPath
-from shmwasm.client.connection import Connection, Receiver, close_descriptors
+from shmwasm.client.connection import Connection, Receiver, close_descriptors, complete
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
 from shmwasm.engine.callers import Caller, Region
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 _serving = threading.local()
 """`instance`: whose guest waits for the host function that this thread runs."""
 
-Result = Number | list[Number] | None
-"""What a call returns: None, one number, or a list of several. Integers are signed."""
-
 
 class BoundExport:
     """One exported function of one instance; call it like a function."""
@@ -44,12 +41,12 @@ class BoundExport:
         self._convert = converters(instance, name)
         self.name = name
 
-    def __call__(self, *arguments: Value, timeout: float | None = None) -> Result:
-        """Call the function and wait for its result; raises what `Instance.call` raises."""
+    def __call__(self, *arguments: Value, timeout: float | None = None) -> Any:
+        """Call the function and wait for its result; returns and raises what `Instance.call` does."""
         self._instance.check_may_wait()
         return self.submit(*arguments, timeout=timeout).result()
 
-    def submit(self, *arguments: Value, timeout: float | None = None) -> Future[Result]:
+    def submit(self, *arguments: Value, timeout: float | None = None) -> Future[Any]:
         """Start a call and return its future; raises what `Instance.submit` raises."""
         return self._instance.begin(self.name, self._convert(arguments), timeout)
 
@@ -136,7 +133,7 @@ class Instance:
         self._gone = threading.Event()
         self._closed = False
         self._memory: Mapping | None = None
-        self._path: CallPath = SocketCallPath(channel, receiver, self._run_host_function, self._kill_overdue)
+        self._path: CallPath = SocketCallPath(spawned.instance, channel, receiver, self._run_host_function, self._kill_soon)
 
     @property
     def alive(self) -> bool:
@@ -158,8 +155,10 @@ class Instance:
         Raises:
             WorkerLostError: The worker is gone.
             UnsupportedError: The module exports no memory.
+            ClosedError: The instance was closed.
         """
         self._receiver.check_may_block()
+        self._require_open()
         answered: Future[memoryview] = Future()
 
         def ended(message: messages.MemoryShared | None, descriptors: list[int], error: BaseException | None) -> None:
@@ -177,7 +176,7 @@ class Instance:
         self._path.share_memory(ended)
         return answered.result()
 
-    def call(self, export: str, *arguments: Value, timeout: float | None = None) -> Result:
+    def call(self, export: str, *arguments: Value, timeout: float | None = None) -> Any:
         """Call an exported function and wait for its result.
 
         Args:
@@ -186,7 +185,8 @@ class Instance:
             timeout: Seconds that the call may run; None for no limit.
 
         Returns:
-            None, a number, or a list of numbers, as the function has none, one, or more results. Integers are signed.
+            None, a number, or a list of numbers, as the function has none, one, or more results. Integers are signed. (The type
+            is `Any` as it depends on the guest's function.)
 
         Raises:
             UnknownExportError: The module exports no such function.
@@ -198,23 +198,19 @@ class Instance:
         """
         return self.exports[export](*arguments, timeout=timeout)
 
-    def submit(self, export: str, *arguments: Value, timeout: float | None = None) -> Future[Result]:
+    def submit(self, export: str, *arguments: Value, timeout: float | None = None) -> Future[Any]:
         """Start a call and return the future of its result; wrong arguments raise at once, see `call`."""
         return self.exports[export].submit(*arguments, timeout=timeout)
 
-    def begin(self, export: str, arguments: Sequence[Number], timeout: float | None) -> Future[Result]:
+    def begin(self, export: str, arguments: Sequence[Number], timeout: float | None) -> Future[Any]:
         """Start a call of converted arguments."""
-        if self._closed:
-            raise errors.ClosedError(repr(self))
+        self._require_open()
         limit = checks.time_limit(timeout)
-        future: Future[Result] = Future()
+        future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
 
         def ended(results: list[Number] | None, error: BaseException | None) -> None:
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(results_of(results or []))
+            complete(future, results_of(results or []), error)
 
         self._path.start(export, arguments, limit, ended)
         return future
@@ -257,20 +253,25 @@ class Instance:
 
     def close(self) -> None:
         """End the worker once the calls under way are done, and wait until it is gone. Twice is fine."""
+        self._receiver.check_may_block()
         if self._closed:
             return
         self._closed = True
-        if not self._gone.is_set():
-            with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
-                self._connection.request(
-                    messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number)
-                )
-        self._release()
+        try:
+            if not self._gone.is_set():
+                self._path.wait_sent()
+                with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
+                    self._connection.request(
+                        messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number)
+                    )
+        finally:
+            # Also when a signal ends the wait: a worker that nobody can call any more leaves.
+            self._release()
 
     def dismiss(self) -> None:
         """End the worker and let go of the instance without waiting for either: nobody holds it."""
         self.when_gone = self.discard
-        self._kill_overdue()
+        self._kill_soon()
 
     def exited(self, exit_signal: int | None, exit_code: int | None) -> None:
         """Take note that the worker is gone: everything under way fails."""
@@ -342,20 +343,18 @@ class Instance:
             self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
         return self._memory.view[: message.size]
 
-    def _kill_overdue(self) -> None:
-        """Kill the worker from the receiver thread, which cannot wait for the answer."""
+    def _kill_soon(self) -> None:
+        """Have the worker killed without waiting for it: the receiver thread cannot."""
         self._connection.begin(lambda number: messages.Kill(request=number, instance=self.number))
 
     def _run_host_function(self, index: int, arguments: list[Number]) -> list[Number]:
-        function = self.module.client_functions[index]
-        if function is None:
-            raise errors.ProtocolError(f"host function {index} does not run in the client")
-        kinds = self.module.import_type(index).results
         _serving.instance = self
         try:
+            function = self.module.client_function(index)
+            kinds = self.module.import_type(index).results
             with Caller(self.number, memory=lambda: self.memory, heaps=self._regions) as caller:
                 converted = converted_results(kinds, function(caller, *arguments))
-        except Exception as error:  # noqa: BLE001  whatever it is traps the guest
+        except BaseException as error:  # noqa: BLE001  whatever it is traps the guest, which would wait for ever otherwise
             name, details = type(error).__name__, traceback.format_exc()
             trap = f"a host function raised {name}: {error}"
             raise errors.HostFunctionError(self.number, "", trap, HOST_FUNCTION, [], name, details) from None

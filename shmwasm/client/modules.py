@@ -76,10 +76,16 @@ class Module:
         """Whether the module imports WASI preview 1."""
         return any(module == WASI_MODULE for module, _ in self._wanted)
 
-    @property
-    def client_functions(self) -> list[Callable[..., Any] | None]:
-        """The host functions that run in the client, at their places in the plan; None where one runs in the worker."""
-        return [given.function if isinstance(given, OnClient) else None for given in self._functions.values()]
+    def client_function(self, index: int) -> Callable[..., Any]:
+        """Return the host function at that place in the plan.
+
+        Raises:
+            ProtocolError: It does not run in the client.
+        """
+        given = list(self._functions.values())[index]
+        if not isinstance(given, OnClient):
+            raise errors.ProtocolError(f"host function {index} does not run in the client")
+        return given.function
 
     def import_type(self, index: int) -> FunctionType:
         """Return the type of the host function at that place in the plan."""

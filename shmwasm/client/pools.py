@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
-from shmwasm.client.instances import Instance, Result
+from shmwasm.client.connection import complete
+from shmwasm.client.instances import Instance
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,19 +33,31 @@ class _Work:
     export: str
     arguments: tuple[Value, ...]
     timeout: float | None
-    future: Future[Result]
+    future: Future[Any]
 
 
 class InstancePool(Executor):
     """Instances of one module, each in its own worker process; made by `Runtime.pool`.
 
     An executor whose functions are the guest's: `submit` and `map` take an export's name.
+
+    Args:
+        instances: The first instances.
+        spawn: Begins to make one more.
+        check_may_block: Raises where waiting would be for ever: in the callback of a future.
+        forget: Called once the pool has ended.
     """
 
     def __init__(
-        self, instances: list[Instance], spawn: Callable[[], Future[Instance]], forget: Callable[[InstancePool], None]
+        self,
+        instances: list[Instance],
+        *,
+        spawn: Callable[[], Future[Instance]],
+        check_may_block: Callable[[], None],
+        forget: Callable[[InstancePool], None],
     ) -> None:
         self._spawn = spawn
+        self._check_may_block = check_may_block
         self._forget = forget
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -70,8 +83,8 @@ class InstancePool(Executor):
         with self._lock:
             return [*self._idle, *self._busy]
 
-    def submit(self, fn: str, /, *args: Value, timeout: float | None = None) -> Future[Result]:  # type: ignore[override]
-        """Call the export `fn` on some instance; return the future of its result.
+    def submit(self, fn: str, /, *args: Value, timeout: float | None = None) -> Future[Any]:  # type: ignore[override]
+        """Call the export `fn` on some instance; return the future of its result, which ends as `Instance.call` does.
 
         Args:
             fn: The exported function's name.
@@ -79,7 +92,6 @@ class InstancePool(Executor):
             timeout: Seconds that the call may run, not counting the time in the queue.
 
         Raises:
-            UnknownExportError: The module exports no such function.
             ClosedError: The pool was shut down.
         """
         work = _Work(fn, args, timeout, Future())
@@ -93,7 +105,7 @@ class InstancePool(Executor):
 
     def map(  # type: ignore[override]
         self, fn: str, *iterables: Iterable[Value], timeout: float | None = None, chunksize: int = 1
-    ) -> Iterator[Result]:
+    ) -> Iterator[Any]:
         """Call the export `fn` once for each tuple of arguments; yield the results in order.
 
         Args:
@@ -116,7 +128,12 @@ class InstancePool(Executor):
         Args:
             wait: Whether to return only when every instance is gone.
             cancel_futures: Whether to cancel the calls that still wait.
+
+        Raises:
+            UnsupportedError: It would wait in a future's callback. Nothing changed.
         """
+        if wait:
+            self._check_may_block()
         with self._lock:
             self._shut = True
             cancelled = list(self._queue) if cancel_futures else []
@@ -169,11 +186,11 @@ class InstancePool(Executor):
                 self._changed.notify_all()
             for work in failed:
                 if work.future.set_running_or_notify_cancel():
-                    work.future.set_exception(failure)
+                    complete(work.future, None, failure)
             for instance in lost:
                 instance.discard()
             for _ in range(missing):
-                self._spawn().add_done_callback(self._started)
+                self._start()
             if assigned is None:
                 return
             self._run(*assigned)
@@ -202,22 +219,28 @@ class InstancePool(Executor):
                 return instance, work
         return None
 
+    def _start(self) -> None:
+        """Begin to make an instance, which `_missing` has counted."""
+        try:
+            starting = self._spawn()
+        except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
+            starting = Future()
+            starting.set_exception(error)
+        starting.add_done_callback(self._started)
+
     def _run(self, instance: Instance, work: _Work) -> None:
         try:
             running = instance.submit(work.export, *work.arguments, timeout=work.timeout)
         except Exception as error:  # noqa: BLE001  whatever it is belongs to the future
             self._return(instance)
-            work.future.set_exception(error)
+            complete(work.future, None, error)
             return
         running.add_done_callback(lambda done: self._ended(instance, work, done))
 
-    def _ended(self, instance: Instance, work: _Work, done: Future[Result]) -> None:
+    def _ended(self, instance: Instance, work: _Work, done: Future[Any]) -> None:
         self._return(instance)
         error = done.exception()
-        if error is not None:
-            work.future.set_exception(error)
-        else:
-            work.future.set_result(done.result())
+        complete(work.future, None if error is not None else done.result(), error)
         self._dispatch()
 
     def _return(self, instance: Instance) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
@@ -225,8 +226,9 @@ class Runtime:
             InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
             AttachError: The chain cannot be attached to it.
         """
+        self._receiver.check_may_block()
         starting = self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
-        return _await_instances([starting])[0]
+        return _await_instances(iter([starting]))[0]
 
     def pool(
         self,
@@ -248,13 +250,19 @@ class Runtime:
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
             wasi: What WASI preview 1 grants the guests.
         """
+        self._receiver.check_may_block()
         usable = len(os.sched_getaffinity(0))
         count = usable if size is None else checks.whole_number(size, "a pool's size", low=1, high=LARGEST_POOL)
 
         def spawn() -> Future[Instance]:
             return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
 
-        pool = InstancePool(_await_instances([spawn() for _ in range(count)]), spawn, self._pools.discard)
+        pool = InstancePool(
+            _await_instances(spawn() for _ in range(count)),
+            spawn=spawn,
+            check_may_block=self._receiver.check_may_block,
+            forget=self._pools.discard,
+        )
         self._pools.add(pool)
         return pool
 
@@ -316,6 +324,7 @@ class Runtime:
         if self._closed is not None:
             return  # it holds nothing any more, and its descriptors' numbers may be others' by now
         self._closed = f"belongs to process {os.getppid()}, and cannot be used in a forked child"
+        self._lock = threading.RLock()  # another thread may have held it
         self._allocator.abandon(self._closed)
         self._connection.abandon()
         for instance in self._instances.values():
@@ -394,11 +403,14 @@ class Runtime:
                 instance = self._instances.get(number)
                 if instance is not None:
                     instance.exited(exit_signal, exit_code)
-            case messages.ChainMoved(chains=chains):
+            case messages.ChainMoved(chains=chains) | messages.ChainLaidOut(chains=chains):
                 self._heaps.lay_out(chains)
+            case messages.HeapOpened(chain=chain):
+                self._heaps.lay_out([chain])
             case messages.Recall(heap=number):
-                self._heaps.give_back(number)
-                self._connection.send(messages.Recalled(heap=number))
+                with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then there is nobody to give it to
+                    self._heaps.give_back(number)
+                    self._connection.send(messages.Recalled(heap=number))
             case messages.Failed():
                 for instance in list(self._instances.values()):
                     instance.exited(None, None)
@@ -414,9 +426,11 @@ class Runtime:
             self._process.wait()
 
 
-def _await_instances(starting: Sequence[Future[Instance]]) -> list[Instance]:
-    """Return the instances once all are there. If one fails, or the wait is interrupted, each of them is ended."""
+def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:
+    """Begin all, and return the instances once they are there. If one fails, or the wait is interrupted, each is ended."""
+    starting: list[Future[Instance]] = []
     try:
+        starting.extend(starts)
         return [future.result() for future in starting]
     except BaseException:
         # Not waited for: a start function need not come back.

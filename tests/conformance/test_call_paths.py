@@ -32,7 +32,7 @@ class SocketBench:
         ours, self._worker = Channel.pair()
         self.overdue = threading.Event()
         self.host_calls: list[tuple[int, list[Any]]] = []
-        self.path: CallPath = SocketCallPath(ours, self.receiver, self._host_function, self.overdue.set)
+        self.path: CallPath = SocketCallPath(7, ours, self.receiver, self._host_function, self.overdue.set)
 
     def start(self, export: str, *arguments: float, timeout: float = 0.0) -> Future[Any]:
         """Start a call; the future fails if the call ends twice."""
