@@ -111,8 +111,8 @@ class Core:
     """One instance of the core in a store, for the process that has the number `owner`.
 
     Args:
-        store: Where it lives. A limit on the store's memories, if any, must let it have 4 MiB, and the deadline of its epoch must
-            lie ahead whenever the core is used.
+        store: Where it lives. A limit on the store's memories, if any, must let it have 4 MiB, which do for 20 open heaps, and
+            192 KiB for each more. The deadline of its epoch must lie ahead whenever the core is used.
         module: The compiled core.wasm.
         owner: This process's number, at least `layout.OWNER_COORDINATOR`.
         hooks: Where leases come from.
