@@ -331,8 +331,15 @@ def _tree(root: type[ShmwasmError]) -> dict[str, type[ShmwasmError]]:
 
 
 def to_wire(error: ShmwasmError) -> tuple[str, dict[str, Any]]:
-    """Return the error as its code and its facts, all of them plain values."""
-    return type(error).__name__, {field.name: getattr(error, field.name) for field in fields(error)}
+    """Return the error as its code and its facts, all of them plain values that can be sent."""
+    return type(error).__name__, {field.name: _sendable(getattr(error, field.name)) for field in fields(error)}
+
+
+def _sendable(fact: Any) -> Any:
+    """Return a fact whose texts are valid Unicode: a host function's exception may quote anything."""
+    if isinstance(fact, str):
+        return fact.encode(errors="backslashreplace").decode()
+    return [_sendable(one) for one in fact] if isinstance(fact, list) else fact
 
 
 def from_wire(code: str, facts: dict[str, Any]) -> ShmwasmError:

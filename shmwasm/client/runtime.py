@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 LARGEST_POOL = 4096
 """The most instances of a pool: each is a process."""
 
+ENDING_PATIENCE = 1.0
+"""Seconds that a close waits for the private coordinator to end. It goes on while another process, such as one that unpickled a
+block, is its client; then it is reaped later."""
+
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _runtimes_lock = threading.Lock()
 
@@ -423,7 +427,10 @@ class Runtime:
         self._connection.close()
         self._receiver.stop()
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(ENDING_PATIENCE)
+            except subprocess.TimeoutExpired:
+                threading.Thread(target=self._process.wait, name="shmwasm-coordinator-end", daemon=True).start()
 
 
 def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:

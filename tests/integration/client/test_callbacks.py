@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from shmwasm.client.calls import SocketCallPath
 from shmwasm.client.connection import Receiver, complete
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
+
+
+def read_what_is_not_unicode(_: object) -> None:
+    raise ValueError("\udc80")
 
 
 @pytest.fixture
@@ -115,6 +120,36 @@ def test_a_host_function_of_the_client_that_exits_traps_the_guest(shared_runtime
     module = shared_runtime.load(text, imports={"env": {"leave": on_client(leave)}})
     with shared_runtime.spawn(module) as one, pytest.raises(errors.HostFunctionError, match="SystemExit"):
         one.submit("run").result(timeout=20)
+
+
+@pytest.mark.parametrize("where", [on_client, lambda function: function], ids=["in the client", "in the worker"])
+def test_an_exception_whose_text_is_not_unicode_traps_the_guest(shared_runtime: Runtime, where: Callable) -> None:
+    text = '(module (import "env" "read" (func $read)) (func (export "run") (call $read)))'
+    module = shared_runtime.load(text, imports={"env": {"read": where(read_what_is_not_unicode)}})
+    with shared_runtime.spawn(module) as one, pytest.raises(errors.HostFunctionError, match="dc80"):
+        one.submit("run").result(timeout=20)
+
+
+def test_a_runtime_closes_while_another_process_uses_its_coordinator() -> None:
+    program = """
+import sys
+from shmwasm import Runtime
+with Runtime(connect=bytes.fromhex(sys.argv[1]).decode()) as runtime:
+    print("joined", flush=True)
+    sys.stdin.read()
+    runtime.create_shared_heap(1)
+"""
+    runtime = Runtime()
+    arguments = [sys.executable, "-c", program, runtime.address.encode().hex()]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"joined\n"
+        closing = threading.Thread(target=runtime.close)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+        other.communicate(timeout=20)
+    assert other.returncode == 0
 
 
 def test_truth_values_are_integers_to_a_guest_as_they_are_to_python(instance: Instance) -> None:
