@@ -9,7 +9,6 @@ close.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -19,13 +18,10 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.posix.channels import peer_credentials
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SO_PEERPIDFD: Final = 77
 _PR_SET_PDEATHSIG: Final = 1
@@ -136,16 +132,6 @@ def set_parent_death_signal(signal_number: int, *, parent: int) -> bool:
     if _prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
         raise UnsupportedError("a parent-death signal", os.strerror(ctypes.get_errno()))
     return os.getppid() == parent
-
-
-def close_all_descriptors_except(kept: Iterable[int]) -> None:
-    """Close every descriptor of this process but the standard three and those in `kept`."""
-    kept = {0, 1, 2, *kept}
-    # The listing holds its own descriptor, which is closed by the time its number is closed again here.
-    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        if descriptor not in kept:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
 
 
 def check_platform() -> None:
