@@ -122,6 +122,7 @@ def test_a_host_function_of_the_client_that_exits_traps_the_guest(shared_runtime
         one.submit("run").result(timeout=20)
 
 
+@pytest.mark.usefixtures("importable_tests")
 @pytest.mark.parametrize("where", [on_client, lambda function: function], ids=["in the client", "in the worker"])
 def test_an_exception_whose_text_is_not_unicode_traps_the_guest(shared_runtime: Runtime, where: Callable) -> None:
     text = '(module (import "env" "read" (func $read)) (func (export "run") (call $read)))'
