@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from shmwasm import errors
-from shmwasm.client import checks
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import Number
+from shmwasm.engine.numbers import fits, number_of
 
 if TYPE_CHECKING:
     from shmwasm.client.instances import Instance
 
 Value = SupportsIndex | float
 """What can be passed to a guest: integers (and blocks, as their app address) and floats."""
-
-_LIMITS = {"i32": (-(1 << 31), 1 << 32), "i64": (-(1 << 63), 1 << 64)}
 
 
 def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], list[Number]]:
@@ -57,15 +54,11 @@ def results_of(results: list[Number]) -> Number | list[Number] | None:
 
 def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
     try:
-        if parameter in {"f32", "f64"}:
-            return checks.real_number(argument)
-        # `index` alone would leave True as it is, which is no number on the wire.
-        value = int(operator.index(argument))  # type: ignore[arg-type]
+        value = number_of(parameter, argument)
     except Exception as failure:  # the argument's own code ran
         raise errors.ArgumentError(
             f"argument {place} of {export!r} must be of type {parameter}, not {errors.shown(argument)}"
         ) from failure
-    low, high = _LIMITS[parameter]
-    if not low <= value < high:
+    if not fits(parameter, value):
         raise errors.ArgumentError(f"argument {place} of {export!r} is {errors.shown(value)}, which is no {parameter}")
     return value

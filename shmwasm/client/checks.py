@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from shmwasm.engine.numbers import real_number
 from shmwasm.errors import ArgumentError, shown
 from shmwasm.protocol import messages
 
@@ -30,11 +31,6 @@ def whole_number(value: object, what: str, *, low: int = 0, high: int = LARGEST)
     if not low <= number <= high:
         raise ArgumentError(f"{what} must be from {low} to {high}, not {shown(number)}")
     return number
-
-
-def real_number(value: object) -> float:
-    """Return `value` as a float; unlike `float` it does not read text. Raises whatever the value's own code does."""
-    return math.ldexp(value, 0)  # type: ignore[arg-type]
 
 
 def flag(value: object, what: str) -> bool:

@@ -4,7 +4,7 @@ Each instance is given one call at a time; the others wait in one queue for all,
 whose worker dies is replaced: its running call fails with `WorkerLostError`, the waiting ones never notice.
 
 Locking: `_lock` guards the queue and the sets of instances. Futures are completed outside of it, as their callbacks may submit
-    more.
+more.
 """
 
 from __future__ import annotations

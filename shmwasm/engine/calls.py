@@ -8,7 +8,6 @@ all results: 0.7 us, or 2.3 us where an integer is negative.
 from __future__ import annotations
 
 import ctypes
-import operator
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ import wasmtime
 from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.modules import FunctionType, function_type
+from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe, host_failure, take_host_exception
 from shmwasm.errors import ArgumentError, UnsupportedError
 
@@ -28,8 +28,6 @@ _SLOT: Final = 16
 # Arguments are packed as unsigned first: what is passed most is addresses, and heaps lie in the upper half.
 _UNSIGNED: Final = {"i32": "I12x", "i64": "Q8x", "f32": "f12x", "f64": "d8x"}
 _SIGNED: Final = {"i32": "i12x", "i64": "q8x", "f32": "f12x", "f64": "d8x"}
-_BITS: Final = {"i32": 32, "i64": 64}
-_DOUBLE: Final = struct.Struct("<d")
 
 # A handle of our own, whose functions release the GIL; wasmtime-py converts each argument in Python.
 _library = ctypes.CDLL(_ffi.dll._name)  # noqa: SLF001
@@ -99,17 +97,15 @@ class ExportedFunction:
         Raises:
             ArgumentError: It is no value of type `kind`.
         """
-        bits = _BITS.get(kind)
         try:
-            if bits is None:
-                value: float = _DOUBLE.unpack(_DOUBLE.pack(argument))[0]
-                return ctypes.c_float(value).value if kind == "f32" else value
-            number = operator.index(argument)  # type: ignore[arg-type]
-        except (TypeError, OverflowError, struct.error):
+            number = number_of(kind, argument)
+        except (TypeError, OverflowError):
             raise ArgumentError(f"{self.name!r} takes a value of type {kind}, and {argument!r} is none") from None
-        if not -(1 << (bits - 1)) <= number < 1 << bits:
-            raise ArgumentError(f"{self.name!r} takes a value of type {kind}, and {number} does not fit into {bits} bits")
-        return number & ((1 << bits) - 1)
+        if not fits(kind, number):
+            raise ArgumentError(f"{self.name!r} takes a value of type {kind}, and {number} does not fit into {BITS[kind]} bits")
+        if isinstance(number, int):
+            return number & ((1 << BITS[kind]) - 1)
+        return ctypes.c_float(number).value if kind == "f32" else number
 
     def _failure(self, error: int | None) -> BaseException:
         """Return what to raise, given the error or the trap that the call left behind."""

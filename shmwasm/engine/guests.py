@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +10,7 @@ import wasmtime
 
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription
+from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import describe
 from shmwasm.engine.wasi import grant_wasi
 from shmwasm.engine.windows import SharedLinearMemory, Window
@@ -41,7 +40,6 @@ _KINDS: Final = {
     "f32": wasmtime.ValType.f32,
     "f64": wasmtime.ValType.f64,
 }
-_BITS: Final = {"i32": 32, "i64": 64}
 
 
 def new_store(engine: wasmtime.Engine) -> wasmtime.Store:
@@ -202,17 +200,14 @@ def converted_results(kinds: Sequence[str], returned: object) -> Any:
 
 
 def _converted_result(kind: str, value: Any) -> int | float:
-    bits = _BITS.get(kind)
     try:
-        if bits is None:
-            return math.ldexp(value, 0)  # unlike `float` it does not read text
-        number = operator.index(value)
+        number = number_of(kind, value)
     except Exception as failure:  # the value's own code ran
         raise ArgumentError(
             f"the host function returned {shown(value)}, and the guest expects a value of type {kind}"
         ) from failure
-    if not -(1 << (bits - 1)) <= number < 1 << bits:
-        raise ArgumentError(f"the host function returned {shown(number)}, which does not fit into {bits} bits")
+    if not fits(kind, number):
+        raise ArgumentError(f"the host function returned {shown(number)}, which does not fit into {BITS[kind]} bits")
     return number
 
 
