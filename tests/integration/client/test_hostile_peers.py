@@ -44,11 +44,12 @@ def _raw(packet: bytes) -> Callable[[Channel], None]:
 
 
 def _flood(channel: Channel) -> None:
-    """Ask ten thousand times, and read no answer."""
+    """Ask ten thousand times, and read no answer; the coordinator may end the connection before the last of them."""
     request = codec.encode(messages.Status(request=1))
-    for _ in range(10_000):
-        if not channel.try_send(request):
-            return
+    with contextlib.suppress(errors.ClosedError):
+        for _ in range(10_000):
+            if not channel.try_send(request):
+                return
 
 
 ATTACKS = {
