@@ -7,6 +7,9 @@ given to a chain of shared heaps, ends at `WINDOW_END`. The chain of heaps h1 ->
 [`WINDOW_END` - sum of sizes, `WINDOW_END`), head lowest, each heap directly below its body. Every instance attached to the chain
 therefore sees a block at the same app address, and pointers stored in shared data are valid in all of them.
 
+A 64-bit guest's window ends at `WINDOW_END_64`, so a block lies `ORIGIN_64` higher there, again in every such instance alike.
+Where nothing else is said, an app address is the 32-bit one.
+
 A native address (one process's own) never crosses a process, so it has a type of its own.
 """
 
@@ -37,6 +40,12 @@ OS_PAGE = mmap.PAGESIZE
 WINDOW_END = 1 << 32
 """Where every 32-bit window ends (half open)."""
 
+WINDOW_END_64 = 1 << 36
+"""Where every 64-bit window ends (half open): a memory's whole range is reserved, so it cannot be 2^64."""
+
+ORIGIN_64 = WINDOW_END_64 - WINDOW_END
+"""How much higher a chain lies in a 64-bit window than in a 32-bit one."""
+
 MAXIMUM_CHAIN_SIZE = WINDOW_END - WASM_PAGE
 """A chain leaves the guest at least one page of linear memory, so that address 0 is never a heap's."""
 
@@ -59,6 +68,11 @@ def chain_starts(sizes: Sequence[int]) -> list[AppAddress]:
         starts.append(start)
         start = AppAddress(start + size)
     return starts
+
+
+def address64(address: AppAddress) -> AppAddress:
+    """Return where a 64-bit guest sees what a 32-bit guest sees at `address`, in a chain."""
+    return AppAddress(address + ORIGIN_64)
 
 
 def signed32(address: int) -> int:
