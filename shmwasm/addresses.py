@@ -7,12 +7,9 @@ given to a chain of shared heaps, ends at `WINDOW_END`. The chain of heaps h1 ->
 [`WINDOW_END` - sum of sizes, `WINDOW_END`), head lowest, each heap directly below its body. Every instance attached to the chain
 therefore sees a block at the same app address, and pointers stored in shared data are valid in all of them.
 
-A 64-bit guest's window ends at `WINDOW_END_64`, so a block lies `ORIGIN_64` higher there, again in every such instance alike.
-Where nothing else is said, an app address is the 32-bit one.
-
-A 64-bit guest's memory (memory64) is declared as [0, `WINDOW_END_64`), and its window ends there: a block lies in every 64-bit
-instance at its 32-bit app address plus `WIDE_SHIFT`. Everybody but such an instance's own worker and guest code goes on counting
-in 32-bit app addresses; `widened` and `narrowed` convert, at that one border.
+A 64-bit guest's memory (memory64) is declared as [0, `WINDOW_END_64`), and its window ends there: a block lies `ORIGIN_64` higher
+than in 32-bit guests, again in every such instance alike. Where nothing else is said, an app address is the 32-bit one; only
+64-bit guest code, and who hands addresses to it, counts otherwise.
 
 Why `WINDOW_END_64` is neither 2^64 nor 2^32: the engine reserves every memory whole, out of the 47 bits of address space that a
 process has (2^64 bytes cannot be declared, let alone reserved), and where the kernel commits memory strictly, or address space is
@@ -28,13 +25,8 @@ import mmap
 from collections.abc import Sequence
 from typing import NewType
 
-from shmwasm.errors import ArgumentError
-
 AppAddress = NewType("AppAddress", int)
-"""What a 32-bit guest's load or store sees, and what all processes mean by an address in a chain."""
-
-AppAddress64 = NewType("AppAddress64", int)
-"""What a 64-bit guest's load or store sees."""
+"""What a guest's load or store sees."""
 
 HeapOffset = NewType("HeapOffset", int)
 """Bytes from a heap's first byte."""
@@ -55,16 +47,10 @@ WINDOW_END = 1 << 32
 """Where every 32-bit window ends (half open)."""
 
 WINDOW_END_64 = 1 << 36
-"""Where every 64-bit window ends (half open): a memory's whole range is reserved, so it cannot be 2^64."""
+"""Where every 64-bit window ends (half open)."""
 
 ORIGIN_64 = WINDOW_END_64 - WINDOW_END
 """How much higher a chain lies in a 64-bit window than in a 32-bit one."""
-
-WINDOW_END_64 = 1 << 36
-"""Where every 64-bit window ends (half open)."""
-
-WIDE_SHIFT = WINDOW_END_64 - WINDOW_END
-"""How much further up a chain lies in a 64-bit guest."""
 
 MAXIMUM_CHAIN_SIZE = WINDOW_END - WASM_PAGE
 """A chain leaves the guest at least one page of linear memory, so that address 0 is never a heap's."""
@@ -93,22 +79,6 @@ def chain_starts(sizes: Sequence[int]) -> list[AppAddress]:
 def address64(address: AppAddress) -> AppAddress:
     """Return where a 64-bit guest sees what a 32-bit guest sees at `address`, in a chain."""
     return AppAddress(address + ORIGIN_64)
-
-
-def widened(address: AppAddress) -> AppAddress64:
-    """Return where a 64-bit guest sees what every 32-bit guest sees at `address` of a chain."""
-    return AppAddress64(address + WIDE_SHIFT)
-
-
-def narrowed(address: AppAddress64) -> AppAddress:
-    """Return where a 32-bit guest sees what every 64-bit guest sees at `address` of a chain.
-
-    Raises:
-        ArgumentError: No chain reaches there: it is private memory of the 64-bit guest, or nothing at all.
-    """
-    if not WIDE_SHIFT <= address < WINDOW_END_64:
-        raise ArgumentError(f"the address {address:#x} of a 64-bit guest is in no window")
-    return AppAddress(address - WIDE_SHIFT)
 
 
 def signed32(address: int) -> int:
