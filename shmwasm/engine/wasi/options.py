@@ -1,4 +1,4 @@
-"""WASI preview 1, for guests that import it: nothing but what is granted."""
+"""What WASI grants a guest: arguments, environment, streams and directories."""
 
 from __future__ import annotations
 
