@@ -1,0 +1,76 @@
+"""LEB128, the variable-length numbers of the binary format.
+
+Numbers need not be written in the shortest form, but may take no more bytes than their bits need.
+"""
+
+from __future__ import annotations
+
+from shmwasm.errors import ModuleError
+
+
+def malformed(reason: str, offset: int) -> ModuleError:
+    """Return the error for bytes at `offset` that no module can have there."""
+    return ModuleError("binary", f"{reason} at offset {offset:#x}")
+
+
+def decode_unsigned(content: bytes, position: int, end: int, bits: int = 32) -> tuple[int, int]:
+    """Return the unsigned number at `position`, and where it ends.
+
+    Args:
+        content: The bytes.
+        position: Where the number starts.
+        end: It has to end here at the latest.
+        bits: How many bits it may have.
+
+    Raises:
+        ModuleError: It does not end in time, or has too many bits.
+    """
+    if position < end and content[position] < 0x80:
+        return content[position], position + 1
+    value, last = _decode(content, position, end, bits)
+    if value >> bits:
+        raise malformed("a number is too large", position)
+    return value, last
+
+
+def decode_signed(content: bytes, position: int, end: int, bits: int) -> tuple[int, int]:
+    """Return the signed number at `position`, and where it ends; see `decode_unsigned`."""
+    value, last = _decode(content, position, end, bits)
+    width = 7 * (last - position)
+    if content[last - 1] & 0x40:
+        value -= 1 << width
+    if not -1 << (bits - 1) <= value < 1 << (bits - 1):
+        raise malformed("a number is too large", position)
+    return value, last
+
+
+def encode_unsigned(value: int) -> bytes:
+    """Return the shortest form of a number that is not negative."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def encode_signed(value: int) -> bytes:
+    """Return the shortest form of a number with a sign."""
+    encoded = bytearray()
+    while not -0x40 <= value < 0x40:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value & 0x7F)
+    return bytes(encoded)
+
+
+def _decode(content: bytes, position: int, end: int, bits: int) -> tuple[int, int]:
+    value = shift = 0
+    longest = min(end, position + -(-bits // 7))
+    for at in range(position, longest):
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+    raise malformed("a number is too long" if longest < end else "the bytes end within a number", position)
