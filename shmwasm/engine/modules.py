@@ -261,7 +261,7 @@ def describe(module: wasmtime.Module) -> ModuleDescription:
 
 def function_type(kind: wasmtime.FuncType) -> FunctionType:
     """Return the plain description of a function's type."""
-    return FunctionType(tuple(map(_value_type, kind.params)), tuple(map(_value_type, kind.results)))
+    return FunctionType(tuple(map(value_type, kind.params)), tuple(map(value_type, kind.results)))
 
 
 def memory_type(kind: wasmtime.MemoryType) -> MemoryType:
@@ -269,7 +269,7 @@ def memory_type(kind: wasmtime.MemoryType) -> MemoryType:
     return MemoryType(kind.limits.min, kind.limits.max, kind.is_64, kind.is_shared)
 
 
-def _value_type(kind: wasmtime.ValType) -> str:
+def value_type(kind: wasmtime.ValType) -> str:
     """Return the name of a value type; "reference" for the many that are not named here."""
     for name, known in _known_value_types():
         if _bindings.wasmtime_wasm_valtype_equal(kind.ptr(), known):
