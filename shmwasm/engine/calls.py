@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import wasmtime
 from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.modules import FunctionType, function_type
-from shmwasm.engine.numbers import BITS, fits, number_of
+from shmwasm.engine.numbers import BITS, SIGNED_FORMATS, SLOT, UNSIGNED_FORMATS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe, host_failure, take_host_exception
 from shmwasm.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_SLOT: Final = 16
-"""Bytes of one value in the array that arguments and results are passed in; the value is at its start."""
-
-# Arguments are packed as unsigned first: what is passed most is addresses, and heaps lie in the upper half.
-_UNSIGNED: Final = {"i32": "I12x", "i64": "Q8x", "f32": "f12x", "f64": "d8x"}
-_SIGNED: Final = {"i32": "i12x", "i64": "q8x", "f32": "f12x", "f64": "d8x"}
 
 # A handle of our own, whose functions release the GIL; wasmtime-py converts each argument in Python.
 _library = ctypes.CDLL(_ffi.dll._name)  # noqa: SLF001
@@ -51,14 +44,15 @@ class ExportedFunction:
         self.name = name
         self.type: FunctionType = function_type(function.type(store)) if kind is None else kind
         for value in (*self.type.parameters, *self.type.results):
-            if value not in _UNSIGNED:
+            if value not in UNSIGNED_FORMATS:
                 raise UnsupportedError(
                     f"the export {name!r}", f"a value of type {value} cannot be passed; pass an address instead"
                 )
         slots = max(len(self.type.parameters), len(self.type.results))
-        self._values = bytearray(slots * _SLOT)
-        self._pack = struct.Struct("<" + "".join(_UNSIGNED[kind] for kind in self.type.parameters)).pack_into
-        self._unpack = struct.Struct("<" + "".join(_SIGNED[kind] for kind in self.type.results)).unpack_from
+        self._values = bytearray(slots * SLOT)
+        # Packed as unsigned first: what is passed most is addresses, and heaps lie in the upper half.
+        self._pack = struct.Struct("<" + "".join(UNSIGNED_FORMATS[kind] for kind in self.type.parameters)).pack_into
+        self._unpack = struct.Struct("<" + "".join(SIGNED_FORMATS[kind] for kind in self.type.results)).unpack_from
         self._trap = ctypes.c_void_p()
         self._keep_alive = (store, function)
         self._native = (

@@ -2,6 +2,11 @@
 
 An integer may be signed or unsigned, and anything with `__index__`; a float is anything with `__float__` or `__index__`. Whoever
 converts says in its own words what did not fit.
+
+Layout
+------
+The engine takes the values of a call as an array of slots of `SLOT` bytes, each with its value at its start: first the arguments,
+and in the same place then the results.
 """
 
 from __future__ import annotations
@@ -16,6 +21,15 @@ if TYPE_CHECKING:
 
 BITS: Final[Mapping[str, int]] = MappingProxyType({"i32": 32, "i64": 64})
 """The widths of the integer types; the others are floats."""
+
+SLOT: Final = 16
+"""Bytes of one value in a call's array."""
+
+UNSIGNED_FORMATS: Final[Mapping[str, str]] = MappingProxyType({"i32": "I12x", "i64": "Q8x", "f32": "f12x", "f64": "d8x"})
+"""A slot's `struct` format for each type."""
+
+SIGNED_FORMATS: Final[Mapping[str, str]] = MappingProxyType({"i32": "i12x", "i64": "q8x", "f32": "f12x", "f64": "d8x"})
+"""The same, integers signed."""
 
 
 def real_number(value: Any) -> float:
