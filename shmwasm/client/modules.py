@@ -18,7 +18,7 @@ from shmwasm.protocol import messages
 if TYPE_CHECKING:
     from types import TracebackType
 
-ALLOCATOR_IMPORTS = frozenset({("env", "shared_heap_malloc"), ("env", "shared_heap_free")})
+NATIVE_IMPORTS = frozenset(("env", f"shared_heap_{name}") for name in ("malloc", "free", "self", "peer_alive"))
 """What every instance is given natively, without being asked."""
 
 _LONGEST_IMPORT = 100_000
@@ -134,7 +134,7 @@ class Module:
             if (module, name) not in self._wanted:
                 raise errors.ModuleError(self.name, f"it imports no function {module}.{name}, which was given")
         for module, name in self._wanted:
-            given = (module, name) in self._functions or (module, name) in ALLOCATOR_IMPORTS or module == WASI_MODULE
+            given = (module, name) in self._functions or (module, name) in NATIVE_IMPORTS or module == WASI_MODULE
             if not given:
                 raise errors.ModuleError(self.name, f"it imports {module}.{name}, which was not given")
         for kind, module, name in self.compiled.other_imports:
@@ -156,7 +156,7 @@ def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[...,
             _check_name(import_name, "an imported function's name")
             if not callable(given) and not isinstance(given, OnClient):
                 raise errors.ArgumentError(f"the import {module}.{import_name} is {errors.shown(given)}, which cannot be called")
-            if (module, import_name) in ALLOCATOR_IMPORTS:
+            if (module, import_name) in NATIVE_IMPORTS:
                 raise errors.ArgumentError(f"the import {module}.{import_name} is the shared heap's own and cannot be replaced")
             collected[module, import_name] = given
     return collected

@@ -195,6 +195,8 @@ class InstanceDesk:
                 self._leases.release(worker, self._writable_heap(worker, heap), ranges)
             case messages.Recalled(heap=heap):
                 self._leases.recalled(worker, heap)
+            case messages.IsAlive(request=request, number=number):
+                self._state.send(worker.number, messages.Alive(request=request, alive=self._state.is_alive(number)))
             case _:
                 assert_never(message)
 

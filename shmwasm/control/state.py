@@ -39,6 +39,10 @@ class State:
         """Return the client or worker of that number, if it exists."""
         return self.clients.get(number) or self.workers.get(number)
 
+    def is_alive(self, number: int) -> bool:
+        """Return whether the peer of that number exists, and its process may still touch heaps."""
+        return number in self.clients or (number in self.workers and not self.workers[number].process_gone)
+
     def emit(self, action: Action) -> None:
         """Decide an action."""
         self._actions.append(action)

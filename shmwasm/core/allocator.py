@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 RUN: Final = 0
 """The size class that a host is asked for when what is needed is one run of exactly so many slabs."""
 
+GUEST_FUNCTIONS: Final = ("shared_heap_malloc", "shared_heap_free", "shared_heap_self")
+"""What the core provides to guests."""
+
+GUEST_FUNCTIONS_64: Final = ("shared_heap_malloc", "shared_heap_free")
+"""Those of them that take or return addresses, and so have a second form for 64-bit guests."""
+
 LEASE_ATTEMPTS: Final = 4
 """How often one allocation asks; bounded, as a heap under pressure from other processes can give hope for ever."""
 
@@ -101,7 +107,10 @@ class CoreHooks(Protocol):
         """Give slabs in which nothing lives back to the coordinator."""
 
     def refuse(self, address: AppAddress, reason: str) -> None:
-        """Raise: a guest freed what is no live block. What is raised ends the guest's call."""
+        """Raise: a guest freed what is no live block, at an address as the guest has it: of 64 bits if it is a 64-bit guest.
+
+        What is raised ends the guest's call.
+        """
 
     def scrub(self, address: AppAddress, size: int) -> None:
         """Clear a guest's block that is about to be freed."""
@@ -119,7 +128,6 @@ class Core:
     """
 
     def __init__(self, store: wasmtime.Store, module: wasmtime.Module, *, owner: int, hooks: CoreHooks) -> None:
-        self.owner = owner
         self.hooks = hooks
         self.lock = threading.RLock()
         self._store = store
@@ -129,15 +137,27 @@ class Core:
         exports = wasmtime.Instance(store, module, _imports(store, module, weakref.ref(self))).exports(store)
         functions = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Func) and name is not None}
         self._functions = {name: CoreFunction(store, item, self.lock) for name, item in functions.items()}
-        self.guest_functions: tuple[wasmtime.Func, wasmtime.Func]
-        """To be linked as `env.shared_heap_malloc` and `env.shared_heap_free` of guests in the same store."""
-        self.guest_functions = (functions["shared_heap_malloc"], functions["shared_heap_free"])
+        self.guest_functions: dict[str, wasmtime.Func] = {name: functions[name] for name in GUEST_FUNCTIONS}
+        """To be linked as imports of guests in the same store, by name."""
+        self.guest_functions_64: dict[str, wasmtime.Func] = {name: functions[f"{name}_64"] for name in GUEST_FUNCTIONS_64}
+        """What 64-bit guests get instead under the same names."""
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
         self.call("initialize")
+        self.own(owner)
         words = ctypes.c_uint32 * (layout.EXCHANGE_SIZE // 4)
         self.exchange = memoryview(words.from_address(self._base + self.call("exchange_address"))).cast("B").cast("I")
+
+    @property
+    def owner(self) -> int:
+        """This process's number, under which heaps are opened, and which guests are told."""
+        return self._owner
+
+    def own(self, owner: int) -> None:
+        """Be the process of that number from now on; no heap may be open."""
+        self._owner = owner
+        self.call("set_self", owner)
 
     def call(self, name: str, *arguments: int) -> int:
         """Call an export of the core.
@@ -446,7 +466,7 @@ def _imports(store: wasmtime.Store, module: wasmtime.Module, reference: weakref.
         here.hooks.release(here.slot(number), merged(pairs_of(here.exchange, pairs)))
 
     def refuse(address: int, reason: int) -> None:
-        core().hooks.refuse(AppAddress(unsigned32(address)), REASONS[reason])
+        core().hooks.refuse(AppAddress(address & 0xFFFF_FFFF_FFFF_FFFF), REASONS[reason])
 
     def scrub(address: int, size: int) -> None:
         core().hooks.scrub(AppAddress(unsigned32(address)), unsigned32(size))

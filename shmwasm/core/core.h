@@ -131,6 +131,8 @@
 #define STATISTICS_OWN_LIVE_BYTES 11
 #define STATISTICS_WORDS 12
 
+#define ORIGIN_64 0xf00000000 /* how much higher a chain lies in a 64-bit guest; all other app addresses here are 32-bit */
+
 /* The core's own memory: metadata segments are mapped into [WINDOW_START, WINDOW_END), everything private lies below. */
 #define WINDOW_START 0x10000000
 #define WINDOW_END 0xffff0000

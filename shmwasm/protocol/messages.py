@@ -482,8 +482,21 @@ class Stop(Message, frozen=True):
     """Exit with code 0 once the calls that the client has made so far are served."""
 
 
-WorkerMessage = Ready | StartFailed | Lease | Release | Recalled | Done | Failed
-CoordinatorToWorker = MapChain | UnmapChain | Leased | Recall | Stop
+class IsAlive(Request, frozen=True):
+    """Asks whether the peer of that number, a client or a worker, is there; answered by `Alive`."""
+
+    number: int
+
+
+class Alive(Message, frozen=True):
+    """Answers `IsAlive`: false once the peer touches no heap any more, which the kernel says, and for a number never given."""
+
+    request: int
+    alive: bool
+
+
+WorkerMessage = Ready | StartFailed | Lease | Release | Recalled | IsAlive | Done | Failed
+CoordinatorToWorker = MapChain | UnmapChain | Leased | Recall | Alive | Stop
 
 # ---------------------------------------------------------------- client <-> worker (the call channel)
 

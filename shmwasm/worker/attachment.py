@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-from shmwasm.addresses import AppAddress
+import wasmtime
+
+from shmwasm.addresses import AppAddress, unsigned32
 from shmwasm.core.allocator import Core
 from shmwasm.engine.callers import Region
 from shmwasm.engine.windows import Grant
@@ -18,8 +21,6 @@ from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
-    import wasmtime
-
     from shmwasm.core.allocator import HeapSlot
     from shmwasm.engine.guests import ImportName
     from shmwasm.engine.windows import Window
@@ -58,14 +59,17 @@ class Attachment:
         self._control: ControlLink | None = None
         self._window: Window | None = None
         self._heaps: list[_MappedHeap] = []
-        malloc, free = self._core.guest_functions
         self.natives: dict[ImportName, wasmtime.Func]
         """What a guest in the same store may import natively."""
-        self.natives = {("env", "shared_heap_malloc"): malloc, ("env", "shared_heap_free"): free}
+        self.natives = {("env", name): function for name, function in self._core.guest_functions.items()}
+        self.natives["env", "shared_heap_peer_alive"] = _peer_alive_function(store, weakref.ref(self))
+        self.natives_64: dict[ImportName, wasmtime.Func]
+        """What a 64-bit guest gets instead under the same names."""
+        self.natives_64 = {("env", name): function for name, function in self._core.guest_functions_64.items()}
 
     def belong_to(self, owner: int, control: ControlLink) -> None:
         """Lease slabs for the worker `owner` through `control` from now on."""
-        self._core.owner = owner
+        self._core.own(owner)
         self._control = control
 
     def use(self, window: Window | None) -> None:
@@ -121,6 +125,11 @@ class Attachment:
         """Return the heaps as host functions see them."""
         return [heap.region() for heap in self._heaps]
 
+    def is_alive(self, peer: int) -> bool:
+        """Return whether a peer, this one or another, may still touch heaps."""
+        assert self._control is not None
+        return peer == self._core.owner or self._control.is_alive(peer)
+
     # ------------------------------------------------------------ the core's hooks
 
     def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
@@ -160,6 +169,18 @@ class Attachment:
     def _give_back(self, number: int, ranges: list[messages.SlabRange]) -> None:
         assert self._control is not None
         self._control.send(messages.Release(heap=number, ranges=ranges))
+
+
+def _peer_alive_function(store: wasmtime.Store, reference: weakref.ref[Attachment]) -> wasmtime.Func:
+    """Return `env.shared_heap_peer_alive`. The store keeps it, so it must not keep the attachment, which keeps the store."""
+
+    def peer_alive(peer: int) -> int:
+        attachment = reference()
+        assert attachment is not None, "a guest runs in a store whose attachment is gone"
+        return int(attachment.is_alive(unsigned32(peer)))
+
+    number = wasmtime.ValType.i32
+    return wasmtime.Func(store, wasmtime.FuncType([number()], [number()]), peer_alive)
 
 
 def _sorted_out(grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> tuple[list[int], list[int | None]]:

@@ -2,7 +2,7 @@
 
 Theory
 ------
-A worker does one thing at a time. While a call runs it may have to wait for one particular answer: `Leased` from the
+A worker does one thing at a time. While a call runs it may have to wait for one particular answer: `Leased` or `Alive` from the
 coordinator, `HostReturn` from the client. Whatever else arrives meanwhile is put off, in order, until the call has ended; a
 client's look at the memory (`ShareMemory`) is served at once, as the guest stands still.
 
@@ -68,10 +68,20 @@ class ControlLink:
         """Ask for slabs, while a call runs; none means refused."""
         self._requests += 1
         self.send(messages.Lease(request=self._requests, heap=heap, size_class=size_class, slabs=slabs))
+        return self._answer(messages.Leased).ranges
+
+    def is_alive(self, peer: int) -> bool:
+        """Ask whether a client or a worker is there, while a call runs."""
+        self._requests += 1
+        self.send(messages.IsAlive(request=self._requests, number=peer))
+        return self._answer(messages.Alive).alive
+
+    def _answer(self, kind: type[M]) -> M:
+        """Return the one message of that kind that is due; whatever comes before it is put off."""
         while True:
             message, descriptors = self._receive()
-            if isinstance(message, messages.Leased):
-                return message.ranges
+            if isinstance(message, kind):
+                return message
             self._put_off.append((message, descriptors))
 
     def _receive(self) -> tuple[messages.CoordinatorToWorker, list[int]]:

@@ -66,5 +66,5 @@ def _obey(instance: Instance, control: ControlLink, message: messages.Coordinato
         case messages.Stop():
             _finish_calls(instance)
             leave()
-        case messages.Leased():
-            raise ProtocolError("the coordinator answered a lease that was not asked for")
+        case messages.Leased() | messages.Alive():
+            raise ProtocolError(f"the coordinator sent {type(message).__name__}, which was not asked for")

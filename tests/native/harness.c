@@ -73,8 +73,8 @@ void host_release(u32 slot, u32 pairs) {
     pthread_mutex_unlock(&coordinator);
 }
 
-void host_refuse(u32 address, u32 reason) {
-    fprintf(stderr, "free of %#x refused: %u\n", address, reason);
+void host_refuse(u64 address, u32 reason) {
+    fprintf(stderr, "free of %#llx refused: %u\n", (unsigned long long)address, reason);
     abort();
 }
 

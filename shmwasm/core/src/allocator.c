@@ -313,33 +313,54 @@ static __attribute__((noinline)) u32 guest_malloc_slow(u32 size) {
     return 0;
 }
 
-static void guest_free_in(heap *h, u32 address) {
+/* `origin` is what a 64-bit guest's addresses lie above those of a 32-bit one; refusals name the guest's own address. */
+static void guest_free_in(heap *h, u32 address, u64 origin) {
     u32 offset = address - h->front.start, status = examine(h, offset);
     if (status == STATUS_OK && (h->flags & FLAG_SCRUB)) host_scrub(address, usable(h, offset));
     if (status == STATUS_OK) status = free_block(h, offset);
     if (status == STATUS_RELEASE_DUE) {
         release_unused(h, KEPT_UNUSED);
     } else if (status != STATUS_OK) {
-        host_refuse(address, status);
+        host_refuse(origin + address, status);
     }
 }
 
-static __attribute__((noinline)) void guest_free_slow(u32 address) {
-    if (address == 0 || free_second_fast(&chain_front, address)) return;
+static __attribute__((noinline)) void guest_free_slow(u32 address, u64 origin) {
+    if (origin + address == 0 || free_second_fast(&chain_front, address)) return;
     for (u32 i = 0; i < chain_length; i++) {
         if (address - chain[i]->front.start < chain[i]->front.bytes) {
-            guest_free_in(chain[i], address);
+            guest_free_in(chain[i], address, origin);
             return;
         }
     }
-    host_refuse(address, STATUS_WILD);
+    host_refuse(origin + address, STATUS_WILD);
 }
 
-u32 EXPORT(shared_heap_malloc)(u32 size) {
+INLINE u32 guest_malloc(u32 size) {
     u8 *state = take_fast(chain_stacks, size);
     return LIKELY(state != NULL) ? commit(&chain_front, state) : guest_malloc_slow(size);
 }
 
-void EXPORT(shared_heap_free)(u32 address) {
-    if (UNLIKELY(!free_fast(&chain_front, chain_stacks, chain_classes, address))) guest_free_slow(address);
+INLINE void guest_free(u32 address, u64 origin) {
+    if (UNLIKELY(!free_fast(&chain_front, chain_stacks, chain_classes, address))) guest_free_slow(address, origin);
+}
+
+u32 EXPORT(shared_heap_malloc)(u32 size) { return guest_malloc(size); }
+
+void EXPORT(shared_heap_free)(u32 address) { guest_free(address, 0); }
+
+/* The same for 64-bit guests. */
+
+u64 EXPORT(shared_heap_malloc_64)(u64 size) {
+    u32 address = LIKELY(size >> 32 == 0) ? guest_malloc((u32)size) : 0;
+    return address ? ORIGIN_64 + address : 0;
+}
+
+void EXPORT(shared_heap_free_64)(u64 address) {
+    u64 narrow = address - ORIGIN_64;
+    if (LIKELY(narrow >> 32 == 0)) {
+        guest_free((u32)narrow, ORIGIN_64);
+    } else if (address != 0) {
+        host_refuse(address, STATUS_WILD);
+    }
 }

@@ -20,8 +20,8 @@ IMPORT(lease) u32 host_lease(u32 slot, u32 class, u32 slabs);
 /* Gives back the slabs that this process has given up: `pairs` pairs (first, count) in the exchange buffer. */
 IMPORT(release) void host_release(u32 slot, u32 pairs);
 
-/* Refuses a guest's free for a reason STATUS_WILD .. STATUS_NOT_OWNER. The host traps: it does not return. */
-IMPORT(refuse) void host_refuse(u32 address, u32 reason);
+/* Refuses a guest's free of its address for a reason STATUS_WILD .. STATUS_NOT_OWNER. The host traps: it does not return. */
+IMPORT(refuse) void host_refuse(u64 address, u32 reason);
 
 /* Clears a block before it is freed. */
 IMPORT(scrub) void host_scrub(u32 address, u32 size);

@@ -198,4 +198,11 @@ void EXPORT(initialize)(void) {
     empty_chain_stacks();
 }
 
+/* The number of this process, as guests may ask for it. */
+static PRIVATE u32 self;
+
+void EXPORT(set_self)(u32 number) { self = number; }
+
+u32 EXPORT(shared_heap_self)(void) { return self; }
+
 void *EXPORT(exchange_address)(void) { return exchange; }

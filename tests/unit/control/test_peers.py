@@ -31,6 +31,38 @@ def test_numbers_are_never_used_twice(shell, client):
     assert len({client, worker, other, shell.connect()}) == 4
 
 
+FATES = {
+    "the asker itself": (lambda shell, client, asker: asker, True),
+    "its client": (lambda shell, client, asker: client, True),
+    "another worker": (lambda shell, client, asker: shell.spawn(client), True),
+    "a worker that is still being forked": (lambda shell, client, asker: shell.begin_spawn(client)[0], True),
+    "a worker that only hung up": (lambda shell, client, asker: meets(shell, shell.spawn(client), events.ConnectionClosed), True),
+    "a worker whose process is gone": (lambda shell, client, asker: meets(shell, shell.spawn(client), events.ProcessGone), False),
+    "a client that only hung up": (lambda shell, client, asker: meets(shell, shell.connect(), events.ConnectionClosed), True),
+    "a client whose process is gone": (lambda shell, client, asker: meets(shell, shell.connect(), events.ProcessGone), False),
+    "nobody": (lambda shell, client, asker: messages.NOBODY, False),
+    "a number to come": (lambda shell, client, asker: 1000, False),
+    "no number": (lambda shell, client, asker: -1, False),
+}
+
+
+def meets(shell, peer: int, fate) -> int:
+    shell.feed(fate(peer))
+    return peer
+
+
+@pytest.mark.parametrize("who", FATES)
+def test_a_peer_is_alive_until_the_kernel_says_that_its_process_is_gone(shell, client, who):
+    asker = shell.spawn(client)
+    find, alive = FATES[who]
+    assert shell.ask(asker, messages.IsAlive, number=find(shell, client, asker)).alive is alive
+
+
+def test_a_client_that_asks_what_only_workers_may_ask_is_disconnected(shell, client):
+    shell.tell(client, messages.IsAlive(request=7, number=client))
+    assert "IsAlive" in shell.disconnected[client]
+
+
 @pytest.mark.parametrize(
     "message", [messages.Status(request=1), messages.Goodbye(), messages.OpenHeap(request=1, name="frames"), messages.Ready()]
 )

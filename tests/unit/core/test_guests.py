@@ -5,7 +5,7 @@ import threading
 import pytest
 import wasmtime
 
-from shmwasm.addresses import WASM_PAGE, signed32, unsigned32
+from shmwasm.addresses import ORIGIN_64, WASM_PAGE, signed32, unsigned32
 from shmwasm.core import CORE_MODULE, layout
 from shmwasm.engine.config import SETTINGS
 
@@ -32,15 +32,31 @@ GUEST = """
       (br $again))))
 """
 
+GUEST_64 = """
+(module
+  (import "env" "shared_heap_malloc" (func $malloc (param i64) (result i64)))
+  (import "env" "shared_heap_free" (func $free (param i64)))
+  (func (export "malloc") (param i64) (result i64) (call $malloc (local.get 0)))
+  (func (export "free") (param i64) (call $free (local.get 0))))
+"""
+
 
 class Guest:
+    """A 32-bit guest, whose addresses are taken and given as they are."""
+
+    origin = 0
+    text = GUEST
+
     def __init__(self, core, engine):
         self.store = core._store
         linker = wasmtime.Linker(engine)
-        malloc, free = core.guest_functions
-        linker.define(self.store, "env", "shared_heap_malloc", malloc)
-        linker.define(self.store, "env", "shared_heap_free", free)
-        self.exports = linker.instantiate(self.store, wasmtime.Module(engine, GUEST)).exports(self.store)
+        for name, function in self.natives(core).items():
+            linker.define(self.store, "env", name, function)
+        self.exports = linker.instantiate(self.store, wasmtime.Module(engine, self.text)).exports(self.store)
+
+    @staticmethod
+    def natives(core):
+        return core.guest_functions
 
     def malloc(self, size):
         return unsigned32(self.exports["malloc"](self.store, size))
@@ -49,53 +65,108 @@ class Guest:
         self.exports["free"](self.store, signed32(address))
 
 
+class Guest64(Guest):
+    """A 64-bit guest, whose addresses are taken and given as a 32-bit guest would see them."""
+
+    origin = ORIGIN_64
+    text = GUEST_64
+
+    @staticmethod
+    def natives(core):
+        return core.guest_functions | core.guest_functions_64
+
+    def malloc(self, size):
+        address = self.exports["malloc"](self.store, size)
+        return address and address - self.origin
+
+    def free(self, address):
+        self.exports["free"](self.store, address and address + self.origin)
+
+
 @pytest.fixture
 def guest(slot, engine):
     slot.core.set_chain([slot])
     return Guest(slot.core, engine)
 
 
-def test_guest_allocates_and_frees_in_its_heap(machine, slot, guest):
-    blocks = [guest.malloc(size) for size in (1, 64, 5000, 32768, 3 * SLAB)]
+@pytest.fixture
+def guest_64(slot, engine):
+    slot.core.set_chain([slot])
+    return Guest64(slot.core, engine)
+
+
+@pytest.fixture(params=["guest", "guest_64"])
+def any_guest(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_guest_allocates_and_frees_in_its_heap(machine, slot, any_guest):
+    blocks = [any_guest.malloc(size) for size in (1, 64, 5000, 32768, 3 * SLAB)]
     assert all(machine.start <= block < 1 << 32 for block in blocks)
     assert slot.statistics().live_blocks == 5
     for block in blocks:
-        guest.free(block)
+        any_guest.free(block)
     assert slot.statistics().live_blocks == 0
     slot.verify()
 
 
-def test_guest_gets_null_as_in_c_where_there_is_no_block(machine, guest):
-    assert guest.malloc(0) == 0
-    assert guest.malloc(-1) == 0
-    assert guest.malloc(65 * SLAB) == 0
-    guest.free(0)
-    assert guest.malloc(64 * SLAB) == machine.start
-    assert guest.malloc(1) == 0
+def test_guest_gets_null_as_in_c_where_there_is_no_block(machine, any_guest):
+    assert any_guest.malloc(0) == 0
+    assert any_guest.malloc(-1) == 0
+    assert any_guest.malloc(65 * SLAB) == 0
+    any_guest.free(0)
+    assert any_guest.malloc(64 * SLAB) == machine.start
+    assert any_guest.malloc(1) == 0
 
 
 @pytest.mark.parametrize(
     ("what", "reason"), [("wild", "no part"), ("outside", "no part"), ("inside", "no block"), ("twice", "already")]
 )
-def test_bad_free_of_a_guest_is_refused_with_its_address_and_changes_nothing(slot, guest, what, reason):
-    block = guest.malloc(64)
-    address = {"wild": (1 << 32) - 64, "outside": 4096, "inside": block + 16, "twice": guest.malloc(64)}[what]
+def test_bad_free_of_a_guest_is_refused_with_its_address_and_changes_nothing(slot, any_guest, what, reason):
+    block = any_guest.malloc(64)
+    address = {"wild": (1 << 32) - 64, "outside": 4096, "inside": block + 16, "twice": any_guest.malloc(64)}[what]
     if what == "twice":
-        guest.free(address)
+        any_guest.free(address)
     before = slot.statistics()
     with pytest.raises(Exception, match=reason) as refusal:
-        guest.free(address)
-    assert refusal.value.args[0] == address
+        any_guest.free(address)
+    assert refusal.value.args[0] == any_guest.origin + address
     assert slot.statistics() == before
     slot.verify()
 
 
-def test_guest_frees_a_block_of_another_process_and_the_other_way_round(machine, slot, guest):
+def test_guest_frees_a_block_of_another_process_and_the_other_way_round(machine, slot, any_guest):
     other = machine.process()
-    guest.free(other.malloc(64))
-    other.free(guest.malloc(64))
+    any_guest.free(other.malloc(64))
+    other.free(any_guest.malloc(64))
     assert slot.statistics().remote_freed_blocks == 2
     slot.verify()
+
+
+@pytest.mark.parametrize("size", [1 << 32, (1 << 32) + 64, 1 << 63, (1 << 64) - 1])
+def test_64_bit_guest_gets_null_for_a_size_whose_low_bits_would_fit(slot, guest_64, size):
+    assert guest_64.exports["malloc"](guest_64.store, size) == 0
+    assert slot.statistics().live_blocks == 0
+
+
+@pytest.mark.parametrize("place", ["low", "origin", "beyond", "wrapped"])
+def test_64_bit_free_outside_the_window_is_refused_with_all_its_bits(slot, guest_64, place):
+    block = guest_64.malloc(64)
+    addresses = {"low": block, "origin": ORIGIN_64, "beyond": ORIGIN_64 + block + (1 << 32), "wrapped": (1 << 64) - 16}
+    with pytest.raises(Exception, match="no part") as refusal:
+        guest_64.exports["free"](guest_64.store, addresses[place])
+    assert refusal.value.args[0] == addresses[place]
+    assert slot.statistics().live_blocks == 1
+
+
+def test_core_and_addresses_agree_on_where_64_bit_windows_lie():
+    assert layout.ORIGIN_64 == ORIGIN_64
+
+
+def test_guest_is_told_the_number_of_its_process(machine, engine):
+    slot = machine.process()
+    own = slot.core.guest_functions["shared_heap_self"]
+    assert own(slot.core._store) == slot.owner
 
 
 def test_chain_is_tried_in_order_and_frees_find_their_heap(new_machine, engine):
@@ -195,7 +266,8 @@ def test_slabs_are_never_lost_wherever_a_guest_is_interrupted(fuelled_machine, s
     """Interrupts a malloc that leases and a free that releases after each amount of fuel that they can run out of."""
     slot = fuelled_machine.process()
     slot.core.set_chain([slot])
-    store, (malloc, free) = slot.core._store, slot.core.guest_functions
+    store, functions = slot.core._store, slot.core.guest_functions
+    malloc, free = functions["shared_heap_malloc"], functions["shared_heap_free"]
 
     def interrupted(function, argument, fuel):
         store.set_fuel(fuel)
