@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +75,19 @@ def shared_runtime() -> Iterator[Runtime]:
     with Runtime() as shared:
         shared.create_shared_heap(1).close()  # what is made at the first use is nobody's leftover
         yield shared
+
+
+@pytest.fixture(scope="session")
+def npm() -> Path:
+    """The directory of the files that `npm.py` lists; tests that need it are skipped without npm or a network, but not in CI."""
+    spec = importlib.util.spec_from_file_location("npm", Path(__file__).with_name("npm.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    packages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(packages)
+    try:
+        return packages.fetch()
+    except packages.UnavailableError as reason:
+        if os.environ.get("CI"):
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
