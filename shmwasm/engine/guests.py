@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
 
 from shmwasm.engine.calls import ExportedFunction
-from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription
+from shmwasm.engine.modules import FunctionType, Import, MemoryType, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import describe
 from shmwasm.engine.wasi import grant_wasi
@@ -55,15 +56,30 @@ class Nest:
     Args:
         store: Made by `new_store`.
         natives: Functions of the store that the module may import; called with nothing between.
+        natives_64: Other forms of some of them, which a module gets that imports them with 64-bit types.
     """
 
-    def __init__(self, store: wasmtime.Store, natives: Mapping[ImportName, wasmtime.Func]) -> None:
+    def __init__(
+        self,
+        store: wasmtime.Store,
+        natives: Mapping[ImportName, wasmtime.Func],
+        natives_64: Mapping[ImportName, wasmtime.Func] = MappingProxyType({}),
+    ) -> None:
         self.store = store
+        self._natives_64 = natives_64
         self.linker = wasmtime.Linker(store.engine)
         self.linker.allow_shadowing = True  # the user's own functions come before WASI's
         self.provided = frozenset(natives)
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
+
+    def fit(self, imports: Iterable[Import]) -> None:
+        """Link the form of each native that the module with these imports asks for."""
+        for entry in imports:
+            wide = self._natives_64.get((entry.module, entry.name))
+            kind = entry.type
+            if wide is not None and isinstance(kind, FunctionType) and "i64" in kind.parameters + kind.results:
+                self.linker.define(self.store, entry.module, entry.name, wide)
 
 
 class Guest:
@@ -103,6 +119,7 @@ class Guest:
         self._types = {export: kind for export, kind in description.exports.items() if isinstance(kind, FunctionType)}
         if wasi is not None:
             grant_wasi(store, nest.linker, wasi)
+        nest.fit(description.imports)
         for entry in description.imports:
             function = functions.get((entry.module, entry.name))
             if function is not None and isinstance(entry.type, FunctionType):

@@ -37,7 +37,7 @@ def main() -> None:
         kept, problem = [], str(error)
     store = new_store(engine)
     attachment = Attachment(store, core)
-    nest = Nest(store, attachment.natives)
+    nest = Nest(store, attachment.natives, attachment.natives_64)
     Launcher(Channel.from_descriptor(options.socket_fd), nest, attachment, problem=problem).run()
     kept.clear()
 

@@ -56,7 +56,7 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
         for _ in range(ROUNDS):
             store = new_store(engine)
             attachment = Attachment(store, core)
-            nest = Nest(store, attachment.natives)
+            nest = Nest(store, attachment.natives, attachment.natives_64)
             kept.append(_perform(Ground(nest, attachment, code, compiled.description), segment, metadata))
     return kept
 
