@@ -34,6 +34,8 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 # A handle of our own: argument types set here cannot clash with those that another library sets on the shared one.
 _libc = ctypes.CDLL(None, use_errno=True)
+_mprotect = _libc.mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
@@ -98,6 +100,18 @@ def reserve_fixed(address: NativeAddress, length: int, descriptor: int, offset: 
         failure = ctypes.get_errno()
         unmap_fixed(address, length)
         raise _mapping_error(failure, descriptor, length, writable=True)
+
+
+def open_fixed(address: NativeAddress, length: int) -> None:
+    """Allow reading and writing in a range that `unmap_fixed` or `reserve_fixed` made; it holds zeros, or the file's bytes.
+
+    Raises:
+        ArgumentError: The range is not made of OS pages.
+        UnsupportedError: The kernel has no room for so much memory; the range is as it was.
+    """
+    _check_range(address, length, 0)
+    if _mprotect(address, length, mmap.PROT_READ | mmap.PROT_WRITE):
+        raise _mapping_error(ctypes.get_errno(), -1, length, writable=False)
 
 
 def is_reserved(address: NativeAddress, length: int) -> bool:
