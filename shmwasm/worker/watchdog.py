@@ -11,6 +11,8 @@ Locking
 `_lock` guards `_deadline` and `_fired`, and the tick is made under it. A tick therefore belongs to the call that was armed, and
 once `disarm` has returned there is none to come. Whoever learns from `disarm` that there was one moves the store's deadline.
 
+A guest that sleeps in the kernel meets no tick: whoever puts it to sleep looks at `deadline`.
+
 The thread sleeps until the deadline that it last saw, and not until the latest one: arming again for every call wakes nobody.
 """
 
@@ -33,6 +35,11 @@ class Watchdog:
         self._fired = False
         self._closed = False
         self._thread: threading.Thread | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When (`time.monotonic`) the armed call is overdue, also if it is by now; None if none is armed."""
+        return self._deadline
 
     def arm(self, timeout: float) -> None:
         """Interrupt the call that is about to run unless `disarm` comes within `timeout` seconds."""
@@ -62,10 +69,11 @@ class Watchdog:
     def _watch(self) -> None:
         with self._lock:
             while not self._closed:
-                if self._deadline is not None and time.monotonic() >= self._deadline:
-                    self._deadline = None
+                due = None if self._fired else self._deadline
+                if due is not None and time.monotonic() >= due:
+                    due = None
                     self._fired = True
                     self._interrupt()
-                self._wakes_at = self._deadline
-                patience = None if self._deadline is None else self._deadline - time.monotonic()
+                self._wakes_at = due
+                patience = None if due is None else due - time.monotonic()
                 self._armed.wait(None if patience is None else min(max(patience, 0.0), threading.TIMEOUT_MAX))

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -82,3 +83,14 @@ def test_a_timeout_beyond_what_a_thread_can_wait_for_is_no_error(watchdog, inter
     assert not watchdog.disarm()
     watchdog.arm(0.0)
     assert interruptions.happened.wait(PATIENCE)
+
+
+def test_the_deadline_is_known_until_the_call_is_disarmed_even_when_it_has_passed(watchdog, interruptions):
+    assert watchdog.deadline is None
+    before = time.monotonic()
+    watchdog.arm(0.0)
+    assert interruptions.happened.wait(PATIENCE)
+    assert watchdog.deadline is not None
+    assert before <= watchdog.deadline <= time.monotonic()
+    watchdog.disarm()
+    assert watchdog.deadline is None
