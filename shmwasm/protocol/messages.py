@@ -215,6 +215,14 @@ class HostImport(msgspec.Struct, frozen=True, kw_only=True):
     pickled: bytes = b""
 
 
+class NumberImport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a global that the guest imports holds; it fits the global's type, signed or unsigned."""
+
+    module: str
+    name: str
+    number: int | float
+
+
 class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker must know to make its instance; opaque to the coordinator and the launcher but for `module_key`.
 
@@ -225,6 +233,7 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     module_key: str
     module_name: str
     imports: list[HostImport] = []
+    numbers: list[NumberImport] = []
     wasi: WasiOptions | None = None
     preparation: bytes = b""
     search_path: list[str] = []
