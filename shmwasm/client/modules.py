@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.client import checks
-from shmwasm.engine.guests import WASI_MODULE
+from shmwasm.engine.imports import WASI_MODULE
 from shmwasm.engine.modules import CompiledModule, FunctionType
 from shmwasm.protocol import messages
 

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
 
+from shmwasm.addresses import WINDOW_END, WINDOW_END_64
+from shmwasm.engine.aliases import Alias
+from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
-from shmwasm.engine.modules import FunctionType, Import, MemoryType, ModuleDescription
+from shmwasm.engine.heap_memory import heap_memory, is_wide
+from shmwasm.engine.host_table import Futexes, fill_host_table
+from shmwasm.engine.imports import check_provided, make_imports
+from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
-from shmwasm.engine.traps import describe
+from shmwasm.engine.traps import GuestTrapError, describe
 from shmwasm.engine.wasi import grant_wasi
-from shmwasm.engine.windows import SharedLinearMemory, Window
+from shmwasm.engine.windows import SharedLinearMemory, Window, reserve
 from shmwasm.errors import (
     ArgumentError,
     HostFunctionError,
     InstantiationError,
-    ModuleError,
     ShmwasmError,
     UnknownExportError,
     UnsupportedError,
     shown,
 )
+from shmwasm.rewrite import seam
 
 if TYPE_CHECKING:
+    from shmwasm.engine.imports import Item
     from shmwasm.protocol.messages import WasiOptions
-
-WASI_MODULE: Final = "wasi_snapshot_preview1"
-"""The name that WASI preview 1's functions are imported from."""
 
 ImportName = tuple[str, str]
 """Module and name of an import."""
 
-_KINDS: Final = {
-    "i32": wasmtime.ValType.i32,
-    "i64": wasmtime.ValType.i64,
-    "f32": wasmtime.ValType.f32,
-    "f64": wasmtime.ValType.f64,
-}
+_NO_NUMBERS: Final[Mapping[ImportName, float]] = MappingProxyType({})
 
 
 def new_store(engine: wasmtime.Engine) -> wasmtime.Store:
@@ -93,11 +93,14 @@ class Guest:
         name: The module's name, for errors.
         functions: Host functions in Python: called with numbers, integers signed; they return what `converted_results` gives.
         wasi: What WASI grants; None provides no WASI at all.
+        numbers: What the module's imported globals hold; they fit, signed or unsigned.
+        futexes: How the guest waits for words of a heap; without, that is a trap.
+        start: Where the window will start, if a chain is to be attached at once: memory is kept below from the beginning.
 
     Raises:
         ModuleError: It imports something that nobody provides.
         InstantiationError: wasmtime refused, or the start function stopped.
-        UnsupportedError: A host function's type holds more than numbers.
+        UnsupportedError: A host function's type holds more than numbers, or an import of another kind cannot be made.
         ArgumentError: A WASI option cannot be granted.
     """
 
@@ -111,31 +114,37 @@ class Guest:
         name: str,
         functions: Mapping[ImportName, Callable[..., Any]],
         wasi: WasiOptions | None,
+        numbers: Mapping[ImportName, float] = _NO_NUMBERS,
+        futexes: Futexes | None = None,
+        start: int = WINDOW_END,
     ) -> None:
-        _check_provided(name, description, nest.provided | functions.keys(), wasi=wasi is not None)
+        known = nest.provided | functions.keys()
+        check_provided(name, description, functions=known, numbers=frozenset(numbers), wasi=wasi is not None)
         self._number = number
         self._store = store = nest.store
         self._functions: dict[str, ExportedFunction] = {}
-        self._types = {export: kind for export, kind in description.exports.items() if isinstance(kind, FunctionType)}
+        self._types = {
+            export: kind
+            for export, kind in description.exports.items()
+            if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
+        }
         if wasi is not None:
             grant_wasi(store, nest.linker, wasi)
         nest.fit(description.imports)
         for entry in description.imports:
             function = functions.get((entry.module, entry.name))
             if function is not None and isinstance(entry.type, FunctionType):
-                nest.linker.define_func(
-                    entry.module, entry.name, _native_type(f"{entry.module}.{entry.name}", entry.type), function
-                )
-        try:
+                label = f"{entry.module}.{entry.name}"
+                nest.linker.define(store, entry.module, entry.name, new_host_function(store, label, entry.type, function))
+        # A 64-bit heap memory is as large from the beginning as it will ever be; the window lowers the limit once it is made.
+        reserve(store, WINDOW_END_64 if is_wide(description) else start)
+        imported = self._make_imports(nest, module, description, numbers)
+        with self._starting():
             self._exports = nest.linker.instantiate(store, module).exports(store)
-        except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
-            raise InstantiationError(number, describe(failure).message) from None
-        except HostFunctionError as failure:
-            raise InstantiationError(number, failure.trap) from None
-        except ShmwasmError as failure:
-            raise InstantiationError(number, str(failure)) from None
-        self.window = self._open_window(description)
-        """Where a chain can be attached; None if the module exports no 32-bit memory."""
+        self.window = self._open_window(description, imported, start)
+        """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
+        self._fill_host_table(futexes)
+        self._begin()
 
     def function(self, export: str) -> ExportedFunction:
         """Return an exported function, ready to be called.
@@ -162,36 +171,83 @@ class Guest:
         """Return the linear memory as it is now: writable, no copy.
 
         Raises:
-            UnsupportedError: The module exports no memory.
+            UnsupportedError: The module has no memory that can be reached.
         """
-        window = self._exported_memory()
+        window = self._reachable_memory()
         return memoryview((ctypes.c_char * window.memory_size).from_address(window.base)).cast("B")
 
     def share_memory(self) -> SharedLinearMemory:
         """Let other processes map the linear memory (see `Window.share_memory`).
 
         Raises:
-            UnsupportedError: The module exports no memory, or the kernel has no room. Then the guest must not run again.
+            UnsupportedError: The module has no such memory, or the kernel has no room. Then the guest must not run again.
         """
-        return self._exported_memory().share_memory()
+        return self._reachable_memory().share_memory()
 
     def resume_from_interruption(self) -> None:
         """Let the guest run again after the epoch grew."""
         self._store.set_epoch_deadline(1)
 
-    def _open_window(self, description: ModuleDescription) -> Window | None:
-        memories = {name: kind for name, kind in description.exports.items() if isinstance(kind, MemoryType) and not kind.is_64}
-        if not memories:
-            return None
-        name = "memory" if "memory" in memories else next(iter(memories))
-        memory = self._exports[name]
-        assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
-        return Window(self._store, memory, memories[name])
+    def _make_imports(
+        self, nest: Nest, module: wasmtime.Module, description: ModuleDescription, numbers: Mapping[ImportName, float]
+    ) -> dict[ImportName, Item]:
+        """Make and link what the module imports besides functions."""
+        if all(isinstance(entry.type, FunctionType) for entry in description.imports):
+            return {}
+        try:
+            made = make_imports(self._store, module, numbers)
+        except wasmtime.WasmtimeError as failure:
+            raise InstantiationError(self._number, describe(failure).message) from None
+        for (origin, name), item in made.items():
+            nest.linker.define(self._store, origin, name, item)
+        return made
 
-    def _exported_memory(self) -> Window:
+    def _open_window(self, description: ModuleDescription, imported: Mapping[ImportName, Item], start: int) -> Window | None:
+        chosen = heap_memory(description)
+        if chosen is None or (chosen.type.is_64 and not is_wide(description)):
+            return None
+        memory = self._exports[chosen.name] if isinstance(chosen.name, str) else imported[chosen.name]
+        assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
+        pages = self._exports.get(seam.PAGES)
+        assert pages is None or isinstance(pages, wasmtime.Global)
+        alias = Alias(self._store, self._exports) if seam.ALIAS in description.exports else None
+        return Window(self._store, memory, chosen.type, pages=pages, alias=alias, start=start)
+
+    def _fill_host_table(self, futexes: Futexes | None) -> None:
+        table = self._exports.get(seam.HOST)
+        if table is not None:
+            assert isinstance(table, wasmtime.Table)
+            assert self.window is not None
+            fill_host_table(self._store, table, self.window, futexes)
+
+    def _begin(self) -> None:
+        """Run the start function, where the rewriter has left that to us."""
+        begin = self._exports.get(seam.BEGIN)
+        if begin is not None:
+            assert isinstance(begin, wasmtime.Func)
+            with self._starting():
+                ExportedFunction(self._store, begin, seam.BEGIN).call(())
+
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Report whatever stops the instantiation as such."""
+        try:
+            yield
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
+            raise InstantiationError(self._number, describe(failure).message) from None
+        except GuestTrapError as stopped:
+            raise InstantiationError(self._number, _reason(stopped.__cause__ or stopped)) from None
+        except ShmwasmError as failure:
+            raise InstantiationError(self._number, _reason(failure)) from None
+
+    def _reachable_memory(self) -> Window:
         if self.window is None:
-            raise UnsupportedError("a view of this instance's memory", "its module exports no 32-bit memory")
+            raise UnsupportedError("a view of this instance's memory", "its module has none, or a shared one of 64 bits")
         return self.window
+
+
+def _reason(failure: BaseException) -> str:
+    return failure.trap if isinstance(failure, HostFunctionError) else describe(failure).message
 
 
 def converted_results(kinds: Sequence[str], returned: object) -> Any:
@@ -226,24 +282,3 @@ def _converted_result(kind: str, value: Any) -> int | float:
     if not fits(kind, number):
         raise ArgumentError(f"the host function returned {shown(number)}, which does not fit into {BITS[kind]} bits")
     return number
-
-
-def _check_provided(name: str, description: ModuleDescription, provided: frozenset[ImportName], *, wasi: bool) -> None:
-    for entry in description.imports:
-        label = f"{entry.module}.{entry.name}"
-        if not isinstance(entry.type, FunctionType):
-            raise ModuleError(name, f"it imports {label}, which is no function, and only functions can be provided")
-        if (entry.module, entry.name) in provided or (wasi and entry.module == WASI_MODULE):
-            continue
-        if entry.module == WASI_MODULE:
-            raise ModuleError(name, f"it imports {label}, and WASI was not granted")
-        raise ModuleError(name, f"it imports {label}, which nobody provides")
-
-
-def _native_type(label: str, kind: FunctionType) -> wasmtime.FuncType:
-    for value in (*kind.parameters, *kind.results):
-        if value not in _KINDS:
-            raise UnsupportedError(
-                f"the host function {label}", f"a value of type {value} cannot be passed; pass an address instead"
-            )
-    return wasmtime.FuncType([_KINDS[value]() for value in kind.parameters], [_KINDS[value]() for value in kind.results])

@@ -11,6 +11,10 @@ wasmtime's back; everything between is inaccessible, so an access there is a tra
 * *A read-only heap is made writable by whoever can.* Read-only grants come with descriptors that are open for reading only, whose
   mappings no `mprotect` can make writable.
 * *A range is unmapped for a moment* and something else of the process comes to lie there. Ranges are only ever replaced.
+
+A 64-bit memory is declared over the whole range up to `WINDOW_END_64` by the rewriter, as the engine compares 64-bit addresses
+with a memory's size. What the guest takes for its size is a global; between that and the window nothing is accessible, and
+growing is ours (`Window.grow`), so the store's limit is not needed once the memory exists.
 """
 
 from __future__ import annotations
@@ -19,17 +23,19 @@ import ctypes
 import fcntl
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import wasmtime
 
-from shmwasm.addresses import OS_PAGE, WASM_PAGE, WINDOW_END, AppAddress, NativeAddress
+from shmwasm.addresses import ORIGIN_64, OS_PAGE, WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, NativeAddress
 from shmwasm.engine.modules import MemoryType, memory_type
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
-from shmwasm.posix.mappings import map_fixed, reserve_fixed, unmap_fixed
+from shmwasm.posix.mappings import map_fixed, open_fixed, reserve_fixed, unmap_fixed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
+
+    from shmwasm.engine.aliases import Alias
 
 MAXIMUM_TABLE_ELEMENTS: Final = 10_000_000
 """How many elements a guest's table may have, as in browsers: a table costs 8 bytes an element, and no window bounds it."""
@@ -40,7 +46,7 @@ _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """One heap to be mapped: `size` bytes of `descriptor` at app address `start`; `heap` is its name, for errors."""
+    """One heap to be mapped: `size` bytes of `descriptor` at 32-bit app address `start`; `heap` is its name, for errors."""
 
     heap: str
     start: AppAddress
@@ -48,6 +54,24 @@ class Grant:
     descriptor: int
     writable: bool
     prefault: bool = False
+
+
+class Chain(NamedTuple):
+    """What is attached, in addresses as the guest has them: the first, one past the last, and each heap's first, ascending."""
+
+    start: int
+    end: int
+    heaps: tuple[tuple[int, Grant], ...]
+
+
+class Follower(Protocol):
+    """Who must know what is attached."""
+
+    def attach(self, chain: Chain) -> None:
+        """Know that the chain is mapped. What this raises unmaps it."""
+
+    def detach(self) -> None:
+        """Know that the chain, if there is one, is about to be unmapped."""
 
 
 class SharedLinearMemory(NamedTuple):
@@ -67,50 +91,58 @@ def reserve(store: wasmtime.Store, start: int = WINDOW_END) -> None:
     store.set_limits(memory_size=start, table_elements=MAXIMUM_TABLE_ELEMENTS)
 
 
-def check_memories(memories: Iterable[MemoryType], start: int, *, heap: str) -> None:
-    """Check that a module with these memories can be attached to a chain whose window starts at `start`.
-
-    Raises:
-        AttachError: A memory reaches the window from the beginning, or is shared and may.
-        UnsupportedError: A memory is 64-bit.
-    """
-    for memory in memories:
-        if memory.is_64:
-            raise UnsupportedError("a 64-bit memory", "a chain can be attached to 32-bit memories only")
-        if memory.minimum * WASM_PAGE > start:
-            raise AttachError(heap, f"the module's memory of {memory.minimum * WASM_PAGE} bytes reaches the window at {start:#x}")
-        # The store's limit does not bind shared memories; only their own maximum does.
-        if memory.shared and (memory.maximum is None or memory.maximum * WASM_PAGE > start):
-            raise AttachError(heap, f"the module's shared memory may grow into the window at {start:#x}; lower its maximum")
-
-
 class Window:
     """The window of one memory in one store.
 
+    Making one for a 64-bit memory makes what lies above the guest's own pages inaccessible, so it must be done before any of the
+    guest's code runs.
+
     Args:
         store: The store. Its limit on memory sizes is the window's to set.
-        memory: A 32-bit memory of an engine that `new_engine` made.
+        memory: A memory of an engine that `new_engine` made.
         kind: Its type, where that is known already.
+        pages: What the guest takes for the memory's size, in pages, if it is a 64-bit one.
+        alias: The instance's second mapping of a chain, if it has one.
+        start: Where the first chain will start, if one is to be attached at once: memory is kept below from now on.
 
     Raises:
-        UnsupportedError: The memory is 64-bit.
+        UnsupportedError: The memory is a 64-bit one that was not rewritten.
     """
 
     def __init__(
-        self, store: wasmtime.Store, memory: wasmtime.Memory | wasmtime.SharedMemory, kind: MemoryType | None = None
+        self,
+        store: wasmtime.Store,
+        memory: wasmtime.Memory | wasmtime.SharedMemory,
+        kind: MemoryType | None = None,
+        *,
+        pages: wasmtime.Global | None = None,
+        alias: Alias | None = None,
+        start: int = WINDOW_END,
     ) -> None:
         self._store = store
         self._memory = memory
         if kind is None:
             kind = memory_type(memory.type() if isinstance(memory, wasmtime.SharedMemory) else memory.type(store))
-        if kind.is_64:
-            raise UnsupportedError("a 64-bit memory", "a chain can be attached to 32-bit memories only")
+        if kind.is_64 and pages is None:
+            raise UnsupportedError("a 64-bit memory", "a chain can be attached to it only if it is not shared, and was rewritten")
         self._maximum = kind.maximum
+        self._pages = pages if kind.is_64 else None
+        self._alias = alias
+        self._followers: list[Follower] = []
         self._grants: tuple[Grant, ...] = ()
         self._file: SharedLinearMemory | None = None
+        self._end, self._origin = (WINDOW_END_64, ORIGIN_64) if kind.is_64 else (WINDOW_END, 0)
         pointer = memory.data_ptr() if isinstance(memory, wasmtime.SharedMemory) else memory.data_ptr(store)
         self.base = NativeAddress(ctypes.cast(pointer, ctypes.c_void_p).value or 0)
-        """Where app address 0 is in this process."""
+        """Where the guest's address 0 is in this process."""
+        self._limit(start)
+        if kind.is_64:
+            self._close_gap(kind)
+
+    @property
+    def is_64(self) -> bool:
+        """Whether the guest's addresses have 64 bits."""
+        return self._pages is not None
 
     @property
     def grants(self) -> tuple[Grant, ...]:
@@ -119,10 +151,38 @@ class Window:
 
     @property
     def memory_size(self) -> int:
-        """The linear memory's size now, in bytes."""
+        """The linear memory's size now, in bytes, as the guest sees it."""
+        if self._pages is not None:
+            pages: int = self._pages.value(self._store)
+            return pages * WASM_PAGE
         if isinstance(self._memory, wasmtime.SharedMemory):
             return self._memory.data_len()
         return self._memory.data_len(self._store)
+
+    def guest_address(self, address: AppAddress) -> AppAddress:
+        """Return where the guest sees the chain's 32-bit app address `address`."""
+        return AppAddress(address + self._origin)
+
+    def native_address(self, address: AppAddress) -> NativeAddress:
+        """Return where the chain's 32-bit app address `address` is in this process. Nothing is checked."""
+        return NativeAddress(self.base + self._origin + address)
+
+    def find(self, address: int, size: int) -> NativeAddress:
+        """Return where the guest's `size` bytes at `address`, in the guest's own addresses, are in this process.
+
+        Raises:
+            ArgumentError: They do not lie in one heap of the chain.
+        """
+        for grant in self._grants:
+            offset = address - self._origin - grant.start
+            if 0 <= offset <= grant.size - size:
+                return NativeAddress(self.base + address)
+        raise ArgumentError(f"the {size} bytes at {address:#x} do not lie in an attached heap")
+
+    def follow(self, follower: Follower) -> None:
+        """Tell `follower` of each attach and detach from now on. Nothing may be attached yet."""
+        assert not self._grants
+        self._followers.append(follower)
 
     def attach(self, grants: Sequence[Grant]) -> None:
         """Map a chain. The descriptors stay the caller's, and may be closed.
@@ -132,17 +192,28 @@ class Window:
         Raises:
             ArgumentError: The grants do not lie whole in the address space one above the other, or a descriptor cannot be mapped
                 like that. Nothing is mapped.
-            AttachError: Something is attached already, or linear memory reaches the window. Nothing changed.
+            AttachError: Something is attached already, linear memory reaches the window, or the chain is too long for the
+                module's alias memory. Nothing changed.
             UnsupportedError: The kernel has no room for the mappings. Nothing is mapped.
         """
         ordered = tuple(sorted(grants, key=lambda grant: grant.start))
         self._check(ordered)
-        start = ordered[0].start
-        reserve(self._store, start)
+        start, end = ordered[0].start, ordered[-1].start + ordered[-1].size
         try:
+            if self._alias is not None:
+                self._limit(WINDOW_END)  # it binds the alias memory as well
+                self._alias.make_room(end - start)
+            self._limit(start)
             for grant in ordered:
-                address = NativeAddress(self.base + grant.start)
+                address = self.native_address(grant.start)
                 map_fixed(address, grant.size, grant.descriptor, writable=grant.writable, prefault=grant.prefault)
+            chain = Chain(
+                self.guest_address(start),
+                self.guest_address(AppAddress(end)),
+                tuple((self.guest_address(grant.start), grant) for grant in ordered),
+            )
+            for follower in self._all_followers():
+                follower.attach(chain)
         except BaseException:
             self._clear(start)
             raise
@@ -158,11 +229,29 @@ class Window:
             self._grants = ()
             self._clear(start)
 
+    def grow(self, pages: int) -> int:
+        """Grow a 64-bit memory by so many pages, as `memory.grow` does; return how many it had, or -1 if it cannot.
+
+        Anything may be asked for. The maximum that the module declares is not known here.
+        """
+        assert self._pages is not None
+        old = self.memory_size
+        growth = pages * WASM_PAGE
+        if pages < 0 or old + growth > self._top:
+            return -1
+        if pages:
+            try:
+                open_fixed(NativeAddress(self.base + old), growth)
+            except UnsupportedError:
+                return -1
+            self._pages.set_value(self._store, old // WASM_PAGE + pages)
+        return old // WASM_PAGE
+
     def share_memory(self) -> SharedLinearMemory:
         """Let other processes map the guest's linear memory; return its file. The descriptor stays the window's.
 
-        The first call copies what is in memory now into a file and maps that in place of wasmtime's pages. Memory grows as
-        before, and stays shared: the pages to come are in place already, and wasmtime only makes them accessible.
+        The first call copies what is in memory now into a file and maps that in place of the engine's pages. Memory grows as
+        before, and stays shared: the pages to come are in place already, and growing only makes them accessible.
 
         The store must not be running, or wait in a host function.
 
@@ -180,6 +269,23 @@ class Window:
             os.close(self._file.descriptor)
             self._file = self._file._replace(descriptor=-1)
 
+    def _all_followers(self) -> list[Follower]:
+        return self._followers if self._alias is None else [self._alias, *self._followers]
+
+    def _limit(self, start: int) -> None:
+        """Keep linear memory below the 32-bit app address `start`."""
+        self._top = self._origin + start
+        # A 64-bit memory cannot grow as far as the engine knows, and what else is in the store does not touch the window.
+        reserve(self._store, WINDOW_END if self.is_64 else start)
+
+    def _close_gap(self, kind: MemoryType) -> None:
+        """Make what lies between the guest's own pages and the end of the range inaccessible."""
+        size = self.memory_size
+        if kind.minimum * WASM_PAGE != self._end or size > self._end:
+            raise UnsupportedError("a 64-bit memory", f"it is declared with {kind.minimum} pages, and not over the whole range")
+        if size < self._end:
+            unmap_fixed(NativeAddress(self.base + size), self._end - size)
+
     def _check(self, grants: Sequence[Grant]) -> None:
         if not grants:
             raise ArgumentError("a chain of no heaps was to be attached")
@@ -192,31 +298,35 @@ class Window:
             if not whole or grant.start < end or grant.start + grant.size > WINDOW_END:
                 raise ArgumentError(f"heap {grant.heap!r} cannot lie at {grant.start:#x} with {grant.size} bytes")
             end = grant.start + grant.size
-        size = self.memory_size
-        if size > head.start:
-            raise AttachError(head.heap, f"the instance's memory of {size} bytes reaches the window at {head.start:#x}")
-        may_reach = self._maximum is None or self._maximum * WASM_PAGE > head.start
+        size, start = self.memory_size, self.guest_address(head.start)
+        if size > start:
+            raise AttachError(head.heap, f"the instance's memory of {size} bytes reaches the window at {start:#x}")
+        may_reach = self._maximum is None or self._maximum * WASM_PAGE > start
         if isinstance(self._memory, wasmtime.SharedMemory) and may_reach:
-            raise AttachError(head.heap, f"the instance's shared memory may grow into the window at {head.start:#x}")
+            raise AttachError(head.heap, f"the instance's shared memory may grow into the window at {start:#x}")
+        if self._alias is not None:
+            self._alias.check(grants)
 
-    def _clear(self, start: int) -> None:
-        """Make [`start`, 4 GiB) what it was before anything was mapped there, and give it back to linear memory."""
-        address = NativeAddress(self.base + start)
+    def _clear(self, start: AppAddress) -> None:
+        """Make the window from `start` on what it was before anything was mapped there, and give it back to linear memory."""
+        for follower in reversed(self._all_followers()):
+            follower.detach()
+        address, size = self.native_address(start), WINDOW_END - start
         if self._file is None:
-            unmap_fixed(address, WINDOW_END - start)
+            unmap_fixed(address, size)
         else:
-            reserve_fixed(address, WINDOW_END - start, self._file.descriptor, start)
-        reserve(self._store)
+            reserve_fixed(address, size, self._file.descriptor, self.guest_address(start))
+        self._limit(WINDOW_END)
 
     def _move_to_file(self) -> SharedLinearMemory:
         size = self.memory_size
-        end = self._grants[0].start if self._grants else WINDOW_END
+        end = self.guest_address(self._grants[0].start) if self._grants else self._end
         try:
             descriptor = os.memfd_create("shmwasm-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as failure:
             raise UnsupportedError("sharing linear memory", str(failure)) from None
         try:
-            os.ftruncate(descriptor, WINDOW_END)
+            os.ftruncate(descriptor, self._end)
             # Nobody who maps the file can shorten it and so kill the guest.
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS)
             _copy_to_file(descriptor, self.base, size)
@@ -230,7 +340,7 @@ class Window:
         except BaseException:
             os.close(descriptor)
             raise
-        return SharedLinearMemory(descriptor, size, WINDOW_END)
+        return SharedLinearMemory(descriptor, size, self._end)
 
 
 def _copy_to_file(descriptor: int, address: int, size: int) -> None:

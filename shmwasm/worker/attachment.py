@@ -37,7 +37,10 @@ class _MappedHeap:
     mapping: Mapping | None = field(default=None)
 
     def region(self) -> Region:
-        """Return the heap for host functions: a mapping apart from the window, so that a view outlives a detach without harm."""
+        """Return the heap for host functions, where a 32-bit guest sees it.
+
+        It is a mapping apart from the window, so that a view outlives a detach without harm.
+        """
         if self.mapping is None:
             self.mapping = map_anywhere(self.segment, self.grant.size, writable=self.grant.writable)
         return Region(AppAddress(self.grant.start), self.mapping.view)
@@ -123,7 +126,10 @@ class Attachment:
 
     def regions(self) -> list[Region]:
         """Return the heaps as host functions see them."""
-        return [heap.region() for heap in self._heaps]
+        if self._window is None:
+            return []
+        regions = [heap.region() for heap in self._heaps]
+        return [region._replace(start=self._window.guest_address(region.start)) for region in regions]
 
     def is_alive(self, peer: int) -> bool:
         """Return whether a peer, this one or another, may still touch heaps."""
@@ -143,14 +149,16 @@ class Attachment:
 
     def refuse(self, address: AppAddress, reason: str) -> NoReturn:
         """End the guest's call, which freed what is no live block (see `CoreHooks`)."""
-        inside = [heap for heap in self._heaps if heap.grant.start <= address < heap.grant.start + heap.grant.size]
+        assert self._window is not None
+        starts = [self._window.guest_address(AppAddress(heap.grant.start)) for heap in self._heaps]
+        inside = [heap for heap, start in zip(self._heaps, starts, strict=True) if start <= address < start + heap.grant.size]
         name = next((heap.grant.name for heap in inside + self._heaps), "(none)")
         raise InvalidFreeError(name, address, reason)
 
     def scrub(self, address: AppAddress, size: int) -> None:
         """Clear a block that the guest frees, through the guest's own mapping (see `CoreHooks`)."""
         assert self._window is not None
-        ctypes.memset(self._window.base + address, 0, size)
+        ctypes.memset(self._window.native_address(address), 0, size)
 
     # ------------------------------------------------------------
 

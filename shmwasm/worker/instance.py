@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from shmwasm.addresses import WINDOW_END
 from shmwasm.engine.callers import Caller
 from shmwasm.engine.guests import Guest, Nest
+from shmwasm.engine.heap_memory import check_memories
 from shmwasm.engine.traps import GuestTrapError
-from shmwasm.engine.windows import check_memories, reserve
 from shmwasm.errors import (
     CallTimeoutError,
     HostFunctionError,
@@ -86,8 +86,7 @@ class Instance:
         self.attachment.belong_to(self.number, control)
         start = min((grant.start for grant in message.grants), default=WINDOW_END)
         if message.grants:
-            check_memories(ground.description.memories, start, heap=message.grants[0].name)
-        reserve(ground.nest.store, start)
+            check_memories(ground.description, start, heap=message.grants[0].name)
         self._guest: Guest | None = None  # host functions that the start function calls look for it
         self._guest = Guest(
             self.number,
@@ -97,6 +96,7 @@ class Instance:
             name=plan.module_name,
             functions=functions,
             wasi=plan.wasi,
+            start=start,
         )
         self.attachment.use(self._guest.window)
         if message.grants:

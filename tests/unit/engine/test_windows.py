@@ -8,9 +8,10 @@ import pytest
 import wasmtime
 
 from shmwasm.addresses import OS_PAGE, WASM_PAGE, WINDOW_END
-from shmwasm.engine.modules import MemoryType
+from shmwasm.engine.heap_memory import check_memories
+from shmwasm.engine.modules import MemoryType, ModuleDescription
 from shmwasm.engine.traps import GuestTrapError
-from shmwasm.engine.windows import Grant, Window, check_memories, reserve
+from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import is_reserved, map_anywhere
 from shmwasm.posix.segments import Segment
@@ -157,11 +158,12 @@ def test_reserve_refuses_modules_whose_minimum_reaches_the_window(engine):
     ],
 )
 def test_memories_are_checked_before_there_is_an_instance(memory, refusal):
+    description = ModuleDescription((), {"memory": memory})
     if refusal is None:
-        check_memories([memory], START, heap="frames")
+        check_memories(description, START, heap="frames")
         return
     with pytest.raises(refusal):
-        check_memories([memory], START, heap="frames")
+        check_memories(description, START, heap="frames")
 
 
 def test_memory_that_reaches_the_window_is_refused_and_nothing_changes(guest, window, segment):
