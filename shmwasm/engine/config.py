@@ -4,7 +4,8 @@ Theory
 ------
 Every linear memory is reserved whole, 4 GiB and a guard, and never moves, so that a heap mapped at `base + app address` is
 reached by the guest's own loads and stores with no bounds check in between; an access to anything else in the reservation traps.
-The guard catches what a 32-bit address plus a static offset reaches beyond.
+The guard catches what a 32-bit address plus a static offset reaches beyond. A 64-bit memory that takes a chain is declared with
+all of its range and so reserved as far; the engine compares each of its addresses with that size.
 
 Instances are allocated on demand. The pooling allocator would hand a dropped instance's memory, with a heap still mapped in it,
 to the next instance. Compilation settings are one table, from which engines and the fingerprint of compiled code are made.
@@ -41,6 +42,7 @@ SETTINGS: Final[Mapping[str, bool | int | str]] = MappingProxyType(
         "shared_memory": True,
         "wasm_threads": True,
         "wasm_simd": True,
+        "wasm_relaxed_simd": True,
         "wasm_bulk_memory": True,
         "wasm_multi_value": True,
         "wasm_multi_memory": True,
@@ -50,9 +52,15 @@ SETTINGS: Final[Mapping[str, bool | int | str]] = MappingProxyType(
         "wasm_tail_call": True,
         "wasm_exceptions": True,
         "wasm_gc": True,
+        "wasm_wide_arithmetic": True,
     }
 )
-"""What every engine has in common; code compiled by one runs in the others."""
+"""What every engine has in common; code compiled by one runs in the others.
+
+Every proposal that the engine can be told to accept is on, but for those whose memories have pages of another size, and for those
+that are unfinished. (What it accepts without being told, such as extended constants, has no name here; exceptions as they were
+before the standard it does not know.)
+"""
 
 
 def new_engine(*, parallel_compilation: bool) -> wasmtime.Engine:
