@@ -27,30 +27,33 @@ ATOMIC_PREFIX: Final = 0xFE
 PREFIXES: Final = (GC_PREFIX, MISC_PREFIX, VECTOR_PREFIX, ATOMIC_PREFIX)
 """The bytes that open an opcode of two parts."""
 
-INDEX: Final = rb"(?:[\x00-\x7f]|[\x80-\xff]{1,4}+[\x00-\x7f])"
-"""A number of 32 bits (signed or not), in LEB128 of any length that is allowed."""
+NUMBER: Final = rb"[\x80-\xff]*+[\x00-\x7f]"
+"""A number in LEB128. (One that is longer than allowed is left to the engine's validator.)"""
 
-WIDE: Final = rb"(?:[\x00-\x7f]|[\x80-\xff]{1,9}+[\x00-\x7f])"
-"""A number of 64 bits, in LEB128."""
-
-VALUE_TYPE: Final = rb"(?:[\x65-\x7f]|[\x63\x64]" + INDEX + rb")"
+VALUE_TYPE: Final = rb"(?:[\x65-\x7f]|[\x63\x64]" + NUMBER + rb")"
 """A value type: one byte, or a reference to a heap type."""
 
 IMMEDIATES: Final[Mapping[str, bytes]] = MappingProxyType(
     {
-        "block": rb"(?:\x40|[\x00-\x3f\x41-\x62\x65-\x7f]|[\x63\x64]" + INDEX + rb"|[\x80-\xff]{1,4}+[\x00-\x7f])",
-        "index": INDEX,
-        "i32": INDEX,
-        "i64": WIDE,
+        "block": rb"(?:[\x00-\x62\x65-\x7f]|[\x63\x64]" + NUMBER + rb"|[\x80-\xff]++[\x00-\x7f])",
+        "index": NUMBER,
+        "i32": NUMBER,
+        "i64": NUMBER,
         "f32": rb".{4}",
         "f64": rb".{8}",
         "v128": rb".{16}",
         "lane": rb".",
         "byte": rb".",
-        "heap type": INDEX,
+        "heap type": NUMBER,
         # Bit 6 of the alignment says that the number of a memory stands between it and the offset.
-        "memarg": rb"(?:[\x00-\x3f]|[\x80-\xbf][\x80-\xff]{0,3}+[\x00-\x7f]|"
-        rb"(?:[\x40-\x7f]|[\xc0-\xff][\x80-\xff]{0,3}+[\x00-\x7f])" + INDEX + rb")" + WIDE,
+        "memarg": rb"(?:[\x00-\x3f]|[\x80-\xbf]"
+        + NUMBER
+        + rb"|(?:[\x40-\x7f]|[\xc0-\xff]"
+        + NUMBER
+        + rb")"
+        + NUMBER
+        + rb")"
+        + NUMBER,
     }
 )
 """The words for immediates, and what each looks like. Beside them: "labels", "catches" and "types" are vectors."""
@@ -74,9 +77,7 @@ class Opcode(NamedTuple):
     feature: str
 
 
-def _rows(
-    feature: str, immediates: tuple[str, ...], first: int, names: str, *, prefix: int | None = None
-) -> Iterable[Opcode]:
+def _rows(feature: str, immediates: tuple[str, ...], first: int, names: str, *, prefix: int | None = None) -> Iterable[Opcode]:
     """Return a row for each of the names, numbered from `first`; "-" stands for a number that is not taken."""
     for number, name in enumerate(names.split(), first):
         if name != "-":
@@ -179,7 +180,7 @@ def _misc() -> Iterable[Opcode]:
     index, two = ("index",), ("index", "index")
     yield from _prefixed(
         MISC_PREFIX,
-        "saturating-conversion",
+        "saturating-float-to-int",
         (
             0x00,
             "i32.trunc_sat_f32_s i32.trunc_sat_f32_u i32.trunc_sat_f64_s i32.trunc_sat_f64_u "
@@ -199,9 +200,7 @@ def _misc() -> Iterable[Opcode]:
         (0x0E, "table.copy", two),
     )
     yield from _prefixed(MISC_PREFIX, "reference-types", (0x0F, "table.grow table.size table.fill", index))
-    yield from _prefixed(
-        MISC_PREFIX, "wide-arithmetic", (0x13, "i64.add128 i64.sub128 i64.mul_wide_s i64.mul_wide_u", ())
-    )
+    yield from _prefixed(MISC_PREFIX, "wide-arithmetic", (0x13, "i64.add128 i64.sub128 i64.mul_wide_s i64.mul_wide_u", ()))
 
 
 def _vector() -> Iterable[Opcode]:
