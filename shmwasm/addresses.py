@@ -81,6 +81,16 @@ def address64(address: AppAddress) -> AppAddress:
     return AppAddress(address + ORIGIN_64)
 
 
+def address32(address: int) -> int:
+    """Return the 32-bit app address of what a guest calls `address`, signed or unsigned, in 32 bits or in its 64-bit window.
+
+    Any other number is returned as it is, and is no 32-bit number.
+    """
+    if ORIGIN_64 <= address < WINDOW_END_64:
+        return address - ORIGIN_64
+    return address & 0xFFFF_FFFF if -(1 << 31) <= address < 0 else address
+
+
 def signed32(address: int) -> int:
     """Return a 32-bit pattern as the signed integer that WebAssembly's i32 results use."""
     return address - (1 << 32) if address >= 1 << 31 else address

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shmwasm.client.instances import Instance
 
 Value = SupportsIndex | float
-"""What can be passed to a guest: integers (and blocks, as their app address) and floats."""
+"""What can be passed to a guest: integers (and blocks, as the address at which the guest sees them) and floats."""
 
 
 def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], list[Number]]:
@@ -34,11 +34,8 @@ def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], l
             raise errors.ArgumentError(
                 f"{export!r} takes {len(parameters)} arguments ({', '.join(parameters)}), not {len(arguments)}"
             )
-        for argument in arguments:
-            if isinstance(argument, Block):
-                instance.check_block(argument)
         return [
-            _number(export, place, parameter, argument)
+            _number(export, place, parameter, instance.address_of(argument) if isinstance(argument, Block) else argument)
             for place, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True))
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm.addresses import AppAddress, HeapOffset
-from shmwasm.errors import ArgumentError, ClosedError, UnsupportedError
+from shmwasm.errors import ArgumentError, ClosedError, UnsupportedError, shown
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmwasm.client.heaps import SharedHeap
+    from shmwasm.client.instances import Instance
 
 
 class Block:
     """Bytes of a shared heap: `size` bytes from heap offset `offset` on.
 
-    A block passes as its app address wherever an integer is expected (`__index__`), so it can be given to a guest as it is. It
-    can be pickled: whoever unpickles it, in whichever process of the same user, attaches to the same bytes. The pickle does not
-    keep the heap: some process must hold it open until then.
+    A block passes as its app address wherever an integer is expected (`__index__`); a guest is given it as the address at which
+    this guest sees it. It can be pickled: whoever unpickles it, in whichever process of the same user, attaches to the same
+    bytes. The pickle does not keep the heap: some process must hold it open until then.
 
     As a context manager it is freed at the end. It is not freed when it is collected: a guest may hold its address.
     """
@@ -39,8 +40,20 @@ class Block:
 
     @property
     def address(self) -> AppAddress:
-        """Where a guest attached to the heap's chain sees the block. Changes when the heap is chained or unchained."""
+        """Where a 32-bit guest attached to the heap's chain sees the block. Changes when the heap is chained or unchained."""
         return AppAddress(self.heap.start + self.offset)
+
+    def address_in(self, instance: Instance) -> AppAddress:
+        """Return where that instance sees the block; it differs from `address` where the instance's memory is a 64-bit one.
+
+        Raises:
+            ArgumentError: The block was freed, its heap is not attached to the instance, or `instance` is none.
+        """
+        from shmwasm.client.instances import Instance  # noqa: PLC0415  instances know heaps, which make blocks
+
+        if not isinstance(instance, Instance):
+            raise ArgumentError(f"{shown(instance)} is not an instance")
+        return instance.address_of(self)
 
     @property
     def view(self) -> memoryview:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from shmwasm import errors
-from shmwasm.addresses import WINDOW_END, AppAddress, HeapOffset, NativeAddress, unsigned32
+from shmwasm.addresses import WINDOW_END, WINDOW_END_64, AppAddress, HeapOffset, NativeAddress, address32
 from shmwasm.client import checks
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection
@@ -85,7 +85,7 @@ class SharedHeap:
 
     @property
     def start(self) -> AppAddress:
-        """Where a guest attached to the heap's chain sees the heap's first byte."""
+        """Where a 32-bit guest attached to the heap's chain sees the heap's first byte (see `Block.address_in` for others)."""
         return self._start
 
     @property
@@ -153,7 +153,7 @@ class SharedHeap:
         return moved
 
     def free(self, block: Block | int) -> None:
-        """Free a block, given as a `Block` or as its app address (signed or unsigned).
+        """Free a block, given as a `Block` or as its app address (signed or unsigned, of a 32-bit or a 64-bit guest).
 
         Raises:
             InvalidFreeError: It is not a live block of this heap, or not this process's where the heap asks for that; nothing
@@ -175,7 +175,7 @@ class SharedHeap:
         return self._managed_slot().usable_size(self._address_of(block))
 
     def block_at(self, app_address: int, size: int | None = None) -> Block:
-        """Return the block at an app address (signed or unsigned) that a guest gave.
+        """Return the block at an app address (signed or unsigned) that a 32-bit or a 64-bit guest gave.
 
         Args:
             app_address: In a managed heap, where a live block starts; in a preallocated one, any address in it.
@@ -326,4 +326,7 @@ class SharedHeap:
     def _address_of(self, block: Block | int) -> AppAddress:
         if isinstance(block, Block) and block.heap is not self:
             raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
-        return AppAddress(unsigned32(checks.whole_number(block, "an app address", low=-1 << 31, high=WINDOW_END - 1)))
+        number = address32(checks.whole_number(block, "an app address", low=-1 << 31, high=WINDOW_END_64 - 1))
+        if number >= WINDOW_END:
+            raise errors.ArgumentError(f"{number:#x} is no app address: it lies neither in a 32-bit nor in a 64-bit window")
+        return AppAddress(number)

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
+from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value, converters, results_of
 from shmwasm.client.blocks import Block
@@ -181,7 +182,7 @@ class Instance:
 
         Args:
             export: The function's name.
-            arguments: Numbers; a `Block` passes as its app address. Integers may be signed or unsigned.
+            arguments: Numbers; a `Block` passes as the address at which the instance sees it. Integers may be signed or unsigned.
             timeout: Seconds that the call may run; None for no limit.
 
         Returns:
@@ -315,8 +316,8 @@ class Instance:
                 "calling the instance that called this host function", "it runs one call at a time, and waits for the function"
             )
 
-    def check_block(self, block: Block) -> None:
-        """Raise unless the block's app address means something to this instance.
+    def address_of(self, block: Block) -> AppAddress:
+        """Return where this instance sees a block.
 
         Raises:
             ArgumentError: The block was freed, or its heap is not in the attached chain.
@@ -325,6 +326,11 @@ class Instance:
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
         if self._shared_heap is None or block.heap not in self._heaps_of(self._shared_heap):
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
+        return self.guest_address(block.address)
+
+    def guest_address(self, address: AppAddress) -> AppAddress:
+        """Return where this instance sees what a 32-bit guest sees at `address`, in a chain."""
+        return address64(address) if self.module.is_64 else address
 
     def _require_open(self) -> None:
         if self._closed:
@@ -365,4 +371,4 @@ class Instance:
     def _regions(self) -> list[Region]:
         if self._shared_heap is None:
             return []
-        return [Region(heap.start, heap.view) for heap in self._heaps_of(self._shared_heap)]
+        return [Region(self.guest_address(heap.start), heap.view) for heap in self._heaps_of(self._shared_heap)]

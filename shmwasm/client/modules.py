@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.client import checks
+from shmwasm.engine.heap_memory import is_wide
 from shmwasm.engine.imports import WASI_MODULE
 from shmwasm.engine.modules import CompiledModule, FunctionType
 from shmwasm.protocol import messages
@@ -56,12 +57,14 @@ class Module:
     Attributes:
         name: Where it came from, for people.
         exports: Its exported functions: name to type.
+        is_64: Whether a chain is mapped into a memory with 64-bit addresses.
     """
 
     def __init__(self, name: str, compiled: CompiledModule, imports: Imports | None) -> None:
         self.name = name
         self.compiled = compiled
         self.exports: dict[str, FunctionType] = compiled.functions
+        self.is_64 = is_wide(compiled.description)
         self._wanted = compiled.imported_functions
         self._functions = _collect(name, {} if imports is None else imports)
         self._check_imports()

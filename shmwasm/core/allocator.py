@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import wasmtime
 
-from shmwasm.addresses import AppAddress, NativeAddress, round_up, unsigned32
+from shmwasm.addresses import AppAddress, NativeAddress, address32, round_up, unsigned32
 from shmwasm.core import layout
 from shmwasm.core.calls import CoreFunction
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
@@ -398,9 +398,10 @@ class HeapSlot:
         """Deal with what the hot path answered: `status`, or anything else if it could not even ask."""
         self._check_open()
         address = _index(address, "an address")
-        if not -1 << 31 <= address < 1 << 32:
-            raise ArgumentError(f"{shown(address)} is no app address: it has more than 32 bits")
-        address = unsigned32(address)
+        narrow = address32(address)
+        if not 0 <= narrow < 1 << 32:
+            raise ArgumentError(f"{shown(address)} is no app address: it lies neither in a 32-bit nor in a 64-bit window")
+        address = narrow
         if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
             with self._core.lock:  # see `_call`
                 self._check_open()

@@ -10,17 +10,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-import wasmtime
-
 from shmwasm.addresses import AppAddress, unsigned32
 from shmwasm.core.allocator import Core
+from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.callers import Region
+from shmwasm.engine.modules import FunctionType
 from shmwasm.engine.windows import Grant
 from shmwasm.errors import AttachError, InvalidFreeError
 from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
+    import wasmtime
+
     from shmwasm.core.allocator import HeapSlot
     from shmwasm.engine.guests import ImportName
     from shmwasm.engine.windows import Window
@@ -126,10 +128,7 @@ class Attachment:
 
     def regions(self) -> list[Region]:
         """Return the heaps as host functions see them."""
-        if self._window is None:
-            return []
-        regions = [heap.region() for heap in self._heaps]
-        return [region._replace(start=self._window.guest_address(region.start)) for region in regions]
+        return [heap.region()._replace(start=self._guest_start(heap)) for heap in self._heaps]
 
     def is_alive(self, peer: int) -> bool:
         """Return whether a peer, this one or another, may still touch heaps."""
@@ -149,9 +148,7 @@ class Attachment:
 
     def refuse(self, address: AppAddress, reason: str) -> NoReturn:
         """End the guest's call, which freed what is no live block (see `CoreHooks`)."""
-        assert self._window is not None
-        starts = [self._window.guest_address(AppAddress(heap.grant.start)) for heap in self._heaps]
-        inside = [heap for heap, start in zip(self._heaps, starts, strict=True) if start <= address < start + heap.grant.size]
+        inside = [heap for heap in self._heaps if 0 <= address - self._guest_start(heap) < heap.grant.size]
         name = next((heap.grant.name for heap in inside + self._heaps), "(none)")
         raise InvalidFreeError(name, address, reason)
 
@@ -165,6 +162,10 @@ class Attachment:
     def _check(self, grants: Sequence[messages.Grant]) -> None:
         if self._window is None:
             raise AttachError(grants[0].name if grants else "", "the instance's module exports no memory to map it into")
+
+    def _guest_start(self, heap: _MappedHeap) -> AppAddress:
+        assert self._window is not None
+        return self._window.guest_address(AppAddress(heap.grant.start))
 
     def _number(self, slot: HeapSlot) -> int:
         return next(heap.grant.heap for heap in self._heaps if heap.slot is slot)
@@ -187,8 +188,7 @@ def _peer_alive_function(store: wasmtime.Store, reference: weakref.ref[Attachmen
         assert attachment is not None, "a guest runs in a store whose attachment is gone"
         return int(attachment.is_alive(unsigned32(peer)))
 
-    number = wasmtime.ValType.i32
-    return wasmtime.Func(store, wasmtime.FuncType([number()], [number()]), peer_alive)
+    return new_host_function(store, "env.shared_heap_peer_alive", FunctionType(("i32",), ("i32",)), peer_alive)
 
 
 def _sorted_out(grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> tuple[list[int], list[int | None]]:

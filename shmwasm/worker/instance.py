@@ -25,6 +25,7 @@ from shmwasm.errors import (
 from shmwasm.protocol import messages
 from shmwasm.worker.hosting import HostFunctions
 from shmwasm.worker.links import ClientLink, leave
+from shmwasm.worker.waiting import Waiting
 from shmwasm.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Instance:
         start = min((grant.start for grant in message.grants), default=WINDOW_END)
         if message.grants:
             check_memories(ground.description, start, heap=message.grants[0].name)
+        self._running: messages.Call | None = None
         self._guest: Guest | None = None  # host functions that the start function calls look for it
         self._guest = Guest(
             self.number,
@@ -96,6 +98,8 @@ class Instance:
             name=plan.module_name,
             functions=functions,
             wasi=plan.wasi,
+            numbers={(given.module, given.name): given.number for given in plan.numbers},
+            futexes=Waiting(deadline=lambda: self._watchdog.deadline, overdue=self._overdue),
             start=start,
         )
         self.attachment.use(self._guest.window)
@@ -106,13 +110,14 @@ class Instance:
     def call(self, call: messages.Call) -> messages.CallReply:
         """Run a call to its end, and return what to answer."""
         self._host.request = call.request
+        self._running = call
         try:
             return messages.Return(request=call.request, results=list(self._run(call)))
         except ShmwasmError as error:
             code, facts = to_wire(error)
             return messages.Raised(request=call.request, code=code, facts=facts)
         finally:
-            self._host.request = None
+            self._host.request = self._running = None
 
     def share_memory(self, request: messages.ShareMemory) -> tuple[messages.CallReply, Sequence[int]]:
         """Return the answer to a client that wants to see the linear memory, and the descriptors that travel with it."""
@@ -148,8 +153,13 @@ class Instance:
         if stopped.description.exit_code == 0 and not function.type.results:
             return ()
         if late and stopped.description.interrupted:
-            raise CallTimeoutError(self.number, call.export, call.timeout) from None
+            raise self._overdue() from None
         raise self._error(call.export, stopped) from None
+
+    def _overdue(self) -> CallTimeoutError:
+        """Return the error of the call that runs, which is overdue."""
+        assert self._running is not None
+        return CallTimeoutError(self.number, self._running.export, self._running.timeout)
 
     def _error(self, export: str, stopped: GuestTrapError) -> ShmwasmError:
         """Return what the caller of `export` is told of a guest that stopped."""
