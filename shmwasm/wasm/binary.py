@@ -93,7 +93,7 @@ class Import(NamedTuple):
         kind: One of `KINDS`.
         module: The first name.
         name: The second name.
-        index: Its index among all of its kind.
+        number: Its index among all of its kind.
         span: Its bytes; where imports are written in groups, those of its own name (and type).
         type: The bytes of its type, without the kind. Imports of one group may share them.
     """
@@ -101,17 +101,17 @@ class Import(NamedTuple):
     kind: str
     module: str
     name: str
-    index: int
+    number: int
     span: Span
     type: Span
 
 
 class Export(NamedTuple):
-    """An export: one of `KINDS`, and its index among all of that kind."""
+    """An export: one of `KINDS`, and its index (`number`) among all of that kind."""
 
     name: str
     kind: str
-    index: int
+    number: int
     span: Span
 
 
@@ -123,7 +123,7 @@ class Element(NamedTuple):
         table: Of an active one.
         offset: The expression of an active one, with its `end`.
         expressions: Whether the items are constant expressions, rather than indices of functions.
-        count: The number of items.
+        length: The number of items.
         items: Their bytes.
         span: All of its bytes.
     """
@@ -132,7 +132,7 @@ class Element(NamedTuple):
     table: int
     offset: Span | None
     expressions: bool
-    count: int
+    length: int
     items: Span
     span: Span
 

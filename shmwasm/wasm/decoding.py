@@ -93,7 +93,7 @@ def _read_imports(reader: Reader, binary: Binary) -> None:
         form = reader.byte()
         if name or form not in _GROUPS:
             type_ = _read_import_type(reader, binary, form)
-            _note_import(binary, module, name, form, Span(start, reader.position), type_)
+            _note_import(binary, (module, name), form, Span(start, reader.position), type_)
             continue
         binary.syntax.add("compact-imports")
         _GROUPS[form](reader, binary, module)
@@ -106,7 +106,7 @@ def _read_group(reader: Reader, binary: Binary, module: str) -> None:
         name = reader.name()
         kind = reader.byte()
         type_ = _read_import_type(reader, binary, kind)
-        _note_import(binary, module, name, kind, Span(start, reader.position), type_)
+        _note_import(binary, (module, name), kind, Span(start, reader.position), type_)
 
 
 def _read_group_of_one_type(reader: Reader, binary: Binary, module: str) -> None:
@@ -118,7 +118,7 @@ def _read_group_of_one_type(reader: Reader, binary: Binary, module: str) -> None
         at = reader.position
         name = reader.name()
         _read_import_type(Reader(reader.content, start, reader.end), binary, kind)
-        _note_import(binary, module, name, kind, Span(at, reader.position), type_)
+        _note_import(binary, (module, name), kind, Span(at, reader.position), type_)
 
 
 _GROUPS: Final[Mapping[int, Callable[[Reader, Binary, str], None]]] = MappingProxyType(
@@ -148,9 +148,9 @@ def _read_import_type(reader: Reader, binary: Binary, kind: int) -> Span:
     return Span(start, reader.position)
 
 
-def _note_import(binary: Binary, module: str, name: str, kind: int, span: Span, type_: Span) -> None:
+def _note_import(binary: Binary, name: tuple[str, str], kind: int, span: Span, type_: Span) -> None:
     among = (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)[kind]
-    binary.imports.append(Import(KINDS[kind], module, name, len(among) - 1, span, type_))
+    binary.imports.append(Import(KINDS[kind], *name, len(among) - 1, span, type_))
 
 
 def _read_functions(reader: Reader, binary: Binary) -> None:
@@ -180,15 +180,15 @@ def _read_globals(reader: Reader, binary: Binary) -> None:
 
 
 def _read_exports(reader: Reader, binary: Binary) -> None:
+    there = [len(all_) for all_ in (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)]
     for _ in range(reader.count()):
         start = reader.position
         name, kind = reader.name(), reader.byte()
         if kind >= len(KINDS):
             raise UnsupportedError(f"the kind {kind} of the export {name!r}", "it is not one of WebAssembly 3.0")
         index = reader.unsigned()
-        among = (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)[kind]
-        if index >= len(among):
-            raise malformed(f"the export {name!r} is the {KINDS[kind]} {index} of {len(among)}", start)
+        if index >= there[kind]:
+            raise malformed(f"the export {name!r} is the {KINDS[kind]} {index} of {there[kind]}", start)
         binary.exports.append(Export(name, KINDS[kind], index, Span(start, reader.position)))
 
 

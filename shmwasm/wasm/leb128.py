@@ -66,11 +66,12 @@ def encode_signed(value: int) -> bytes:
 
 def _decode(content: bytes, position: int, end: int, bits: int) -> tuple[int, int]:
     value = shift = 0
-    longest = min(end, position + -(-bits // 7))
-    for at in range(position, longest):
+    at = position
+    while at < end and shift < bits:
         byte = content[at]
-        value |= (byte & 0x7F) << shift
+        at += 1
         if byte < 0x80:
-            return value, at + 1
+            return value | byte << shift, at
+        value |= (byte & 0x7F) << shift
         shift += 7
-    raise malformed("a number is too long" if longest < end else "the bytes end within a number", position)
+    raise malformed("the bytes end within a number" if at >= end else "a number is too long", position)

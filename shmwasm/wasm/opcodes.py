@@ -183,8 +183,10 @@ def _misc() -> Iterable[Opcode]:
         "saturating-float-to-int",
         (
             0x00,
-            "i32.trunc_sat_f32_s i32.trunc_sat_f32_u i32.trunc_sat_f64_s i32.trunc_sat_f64_u "
-            "i64.trunc_sat_f32_s i64.trunc_sat_f32_u i64.trunc_sat_f64_s i64.trunc_sat_f64_u",
+            (
+                "i32.trunc_sat_f32_s i32.trunc_sat_f32_u i32.trunc_sat_f64_s i32.trunc_sat_f64_u "
+                "i64.trunc_sat_f32_s i64.trunc_sat_f32_u i64.trunc_sat_f64_s i64.trunc_sat_f64_u"
+            ),
             (),
         ),
     )
@@ -220,8 +222,10 @@ def _vector() -> Iterable[Opcode]:
         "simd",
         (
             0x00,
-            "v128.load v128.load8x8_s v128.load8x8_u v128.load16x4_s v128.load16x4_u v128.load32x2_s v128.load32x2_u "
-            "v128.load8_splat v128.load16_splat v128.load32_splat v128.load64_splat v128.store",
+            (
+                "v128.load v128.load8x8_s v128.load8x8_u v128.load16x4_s v128.load16x4_u v128.load32x2_s v128.load32x2_u "
+                "v128.load8_splat v128.load16_splat v128.load32_splat v128.load64_splat v128.store"
+            ),
             memarg,
         ),
         (0x0C, "v128.const", ("v128",)),
@@ -229,9 +233,12 @@ def _vector() -> Iterable[Opcode]:
         (0x0E, "i8x16.swizzle i8x16.splat i16x8.splat i32x4.splat i64x2.splat f32x4.splat f64x2.splat", ()),
         (
             0x15,
-            "i8x16.extract_lane_s i8x16.extract_lane_u i8x16.replace_lane "
-            "i16x8.extract_lane_s i16x8.extract_lane_u i16x8.replace_lane i32x4.extract_lane i32x4.replace_lane "
-            "i64x2.extract_lane i64x2.replace_lane f32x4.extract_lane f32x4.replace_lane f64x2.extract_lane f64x2.replace_lane",
+            (
+                "i8x16.extract_lane_s i8x16.extract_lane_u i8x16.replace_lane "
+                "i16x8.extract_lane_s i16x8.extract_lane_u i16x8.replace_lane i32x4.extract_lane i32x4.replace_lane "
+                "i64x2.extract_lane i64x2.replace_lane f32x4.extract_lane f32x4.replace_lane "
+                "f64x2.extract_lane f64x2.replace_lane"
+            ),
             lane,
         ),
         (
@@ -244,8 +251,10 @@ def _vector() -> Iterable[Opcode]:
         ),
         (
             0x54,
-            "v128.load8_lane v128.load16_lane v128.load32_lane v128.load64_lane "
-            "v128.store8_lane v128.store16_lane v128.store32_lane v128.store64_lane",
+            (
+                "v128.load8_lane v128.load16_lane v128.load32_lane v128.load64_lane "
+                "v128.store8_lane v128.store16_lane v128.store32_lane v128.store64_lane"
+            ),
             ("memarg", "lane"),
         ),
         (0x5C, "v128.load32_zero v128.load64_zero", memarg),
@@ -284,12 +293,14 @@ def _vector() -> Iterable[Opcode]:
         "relaxed-simd",
         (
             0x100,
-            "i8x16.relaxed_swizzle i32x4.relaxed_trunc_f32x4_s i32x4.relaxed_trunc_f32x4_u "
-            "i32x4.relaxed_trunc_f64x2_s_zero i32x4.relaxed_trunc_f64x2_u_zero "
-            "f32x4.relaxed_madd f32x4.relaxed_nmadd f64x2.relaxed_madd f64x2.relaxed_nmadd "
-            "i8x16.relaxed_laneselect i16x8.relaxed_laneselect i32x4.relaxed_laneselect i64x2.relaxed_laneselect "
-            "f32x4.relaxed_min f32x4.relaxed_max f64x2.relaxed_min f64x2.relaxed_max "
-            "i16x8.relaxed_q15mulr_s i16x8.relaxed_dot_i8x16_i7x16_s i32x4.relaxed_dot_i8x16_i7x16_add_s",
+            (
+                "i8x16.relaxed_swizzle i32x4.relaxed_trunc_f32x4_s i32x4.relaxed_trunc_f32x4_u "
+                "i32x4.relaxed_trunc_f64x2_s_zero i32x4.relaxed_trunc_f64x2_u_zero "
+                "f32x4.relaxed_madd f32x4.relaxed_nmadd f64x2.relaxed_madd f64x2.relaxed_nmadd "
+                "i8x16.relaxed_laneselect i16x8.relaxed_laneselect i32x4.relaxed_laneselect i64x2.relaxed_laneselect "
+                "f32x4.relaxed_min f32x4.relaxed_max f64x2.relaxed_min f64x2.relaxed_max "
+                "i16x8.relaxed_q15mulr_s i16x8.relaxed_dot_i8x16_i7x16_s i32x4.relaxed_dot_i8x16_i7x16_add_s"
+            ),
             (),
         ),
     )
@@ -323,9 +334,29 @@ OPCODES: Final[Mapping[tuple[int | None, int], Opcode]] = MappingProxyType(
 """The table: prefix and number to the row."""
 
 CONSTANT: Final = frozenset(
-    "i32.const i64.const f32.const f64.const v128.const ref.null ref.func global.get "
-    "i32.add i32.sub i32.mul i64.add i64.sub i64.mul "
-    "struct.new struct.new_default array.new array.new_default array.new_fixed "
-    "ref.i31 any.convert_extern extern.convert_any".split()
+    {
+        "i32.const",
+        "i64.const",
+        "f32.const",
+        "f64.const",
+        "v128.const",
+        "ref.null",
+        "ref.func",
+        "global.get",
+        "i32.add",
+        "i32.sub",
+        "i32.mul",
+        "i64.add",
+        "i64.sub",
+        "i64.mul",
+        "struct.new",
+        "struct.new_default",
+        "array.new",
+        "array.new_default",
+        "array.new_fixed",
+        "ref.i31",
+        "any.convert_extern",
+        "extern.convert_any",
+    }
 )
 """What a constant expression may consist of, before its `end`."""

@@ -34,7 +34,11 @@ class Reader:
 
     def unsigned(self, bits: int = 32) -> int:
         """Read an unsigned number."""
-        value, self.position = decode_unsigned(self.content, self.position, self.end, bits)
+        at = self.position
+        if at < self.end and self.content[at] < 0x80:
+            self.position = at + 1
+            return self.content[at]
+        value, self.position = decode_unsigned(self.content, at, self.end, bits)
         return value
 
     def count(self) -> int:
@@ -55,11 +59,11 @@ class Reader:
 
     def name(self) -> str:
         """Read a name."""
-        span = self.skip(self.unsigned())
+        start, end = self.skip(self.unsigned())
         try:
-            return self.content[span.start : span.end].decode()
+            return self.content[start:end].decode()
         except UnicodeDecodeError:
-            raise malformed("a name is not UTF-8", span.start) from None
+            raise malformed("a name is not UTF-8", start) from None
 
     def finish(self) -> None:
         """Require that all bytes were read."""

@@ -108,7 +108,7 @@ class Scan:
                     skip = _skipping(frozenset(self.features)).match
                 if row.name in INSTRUCTIONS:
                     length = constant if constant and constant.end == position else None
-                    yield _site(function, row, content, position, after, length)
+                    yield _site(function, row.name, content, position, after)._replace(constant=length)
                 elif row.name in _CONSTANT_BITS:
                     constant = _constant(row, content, position, after)
                 found = skip(content, after, last)
@@ -146,21 +146,21 @@ def _constant(row: Opcode, content: bytes, start: int, end: int) -> Constant:
     return Constant(start, end, value)
 
 
-def _site(function: int, row: Opcode, content: bytes, start: int, end: int, length: Constant | None) -> Site:
+def _site(function: int, instruction: str, content: bytes, start: int, end: int) -> Site:
     _, at = read_opcode(content, start, end)
     first, at = decode_unsigned(content, at, end)
-    match row.name:
+    match instruction:
         case "memory.copy":
             source, _ = decode_unsigned(content, at, end)
-            return Site(function, row.name, start, end, first, source, constant=length)
+            return Site(function, instruction, start, end, first, source)
         case "memory.init":
             memory, _ = decode_unsigned(content, at, end)
-            return Site(function, row.name, start, end, memory, first, constant=length)
+            return Site(function, instruction, start, end, memory, first)
         case "memory.fill" | "memory.size" | "memory.grow":
-            return Site(function, row.name, start, end, first, constant=length)
+            return Site(function, instruction, start, end, first)
         case _:
             memory = 0
             if first & _MULTI_MEMORY_FLAG:
                 memory, at = decode_unsigned(content, at, end)
             offset, _ = decode_unsigned(content, at, end, 64)
-            return Site(function, row.name, start, end, memory, 0, first & ~_MULTI_MEMORY_FLAG, offset)
+            return Site(function, instruction, start, end, memory, 0, first & ~_MULTI_MEMORY_FLAG, offset)
