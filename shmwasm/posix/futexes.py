@@ -69,11 +69,14 @@ class _Waiter(ctypes.Structure):
     )
 
 
-# Handles of our own, which release the interpreter's lock, with the argument types of each call.
+# Handles of our own, which release the interpreter's lock, with the arguments that each call needs.
 _libc = ctypes.CDLL(None, use_errno=True)
-_futex = _libc["syscall"]
-_futex.restype = ctypes.c_long
-_futex.argtypes = [
+_futex_wake = _libc["syscall"]
+_futex_wake.restype = ctypes.c_long
+_futex_wake.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
+_futex_wait = _libc["syscall"]
+_futex_wait.restype = ctypes.c_long
+_futex_wait.argtypes = [
     ctypes.c_long,
     ctypes.c_void_p,
     ctypes.c_int,
@@ -116,7 +119,7 @@ def wait32(address: NativeAddress, expected: int, deadline: int | None = None) -
     """
     limit = _timespec(deadline)
     while True:
-        if _futex(_SYS_FUTEX, address, _FUTEX_WAIT_BITSET, expected & 0xFFFF_FFFF, limit, None, _ANY_BIT) == 0:
+        if _futex_wait(_SYS_FUTEX, address, _FUTEX_WAIT_BITSET, expected & 0xFFFF_FFFF, limit, None, _ANY_BIT) == 0:
             return Wait.WOKEN
         ended = _ended(ctypes.get_errno())
         if ended is not None:
@@ -152,7 +155,7 @@ def wake(address: NativeAddress, count: int = MOST_WAKES) -> int:
     """
     if count == 0:  # the kernel would wake one
         return 0
-    woken: int = _futex(_SYS_FUTEX, address, _FUTEX_WAKE, min(count, MOST_WAKES), None, None, 0)
+    woken: int = _futex_wake(_SYS_FUTEX, address, _FUTEX_WAKE, min(count, MOST_WAKES))
     if woken < 0:
         raise _refused(ctypes.get_errno())
     return woken
