@@ -10,8 +10,8 @@ Every function here is one of WebAssembly Micro Runtime's C functions, over `shm
 - Questions keep WAMR's answers: a failed allocation is 0, an address that is no address is False or None.
 - A native pointer is a `memoryview`: it knows where it ends. Only the views that this library hands out have an app address;
   another mapping of the same segment is another native address.
-- An app offset is what a guest's load or store sees. It may be given signed, as a guest's i32 results are, and is returned
-  unsigned.
+- An app offset is what a guest's load or store sees, with 64 bits in an instance whose memory is a 64-bit one. It may be given
+  signed, as a guest's results are, and is returned unsigned.
 
 Locking: `wasm_runtime_init` and `wasm_runtime_destroy` may be called from any thread; the rest is as safe as what it calls.
 """
@@ -22,7 +22,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shmwasm.addresses import WINDOW_END, unsigned32
+from shmwasm.addresses import WINDOW_END, AppAddress
 from shmwasm.client.runtime import Runtime
 from shmwasm.errors import ArgumentError, ClosedError, HeapExhaustedError, InvalidFreeError, UnknownExportError
 from shmwasm.posix.mappings import address_of
@@ -279,7 +279,7 @@ def wasm_runtime_shared_heap_malloc(instance: Instance, size: int) -> tuple[int,
                 block = heap.malloc(size)
             except HeapExhaustedError:
                 continue
-            return block.address, block.view
+            return block.address_in(instance), block.view
     return 0, None
 
 
@@ -289,10 +289,10 @@ def wasm_runtime_shared_heap_free(instance: Instance, app_offset: int) -> None:
     Raises:
         InvalidFreeError: It is no live block there; nothing changed.
     """
-    address = _unsigned(app_offset)
     chain = _chain(instance)
+    address = _unsigned(instance, app_offset)
     for heap in chain:
-        if heap.start <= address < heap.start + heap.size:
+        if 0 <= address - instance.guest_address(heap.start) < heap.size:
             heap.free(address)
             return
     name = chain[0].name if chain else "none"
@@ -302,22 +302,25 @@ def wasm_runtime_shared_heap_free(instance: Instance, app_offset: int) -> None:
 def wasm_runtime_validate_app_addr(instance: Instance, app_offset: int, size: int) -> bool:
     """Tell whether these bytes lie all in an instance's linear memory, or all in its chain, where they may cross heaps."""
     found = wasm_runtime_get_app_addr_range(instance, app_offset)
-    return found is not None and 0 <= size <= found[1] - _unsigned(app_offset)
+    return found is not None and 0 <= size <= found[1] - _unsigned(instance, app_offset)
 
 
 def wasm_runtime_get_app_addr_range(instance: Instance, app_offset: int) -> tuple[int, int] | None:
     """Return the half open range of app offsets, linear memory or the chain's window, that holds this one; None if none does."""
-    address = _unsigned(app_offset)
     chain = _chain(instance)
-    if chain and chain[0].start <= address < WINDOW_END:
-        return chain[0].start, WINDOW_END
-    end = len(instance.memory)
-    return (0, end) if 0 <= address < end else None
+    address = _unsigned(instance, app_offset)
+    if chain:
+        start, end = instance.guest_address(chain[0].start), instance.guest_address(AppAddress(WINDOW_END))
+        if start <= address < end:
+            return start, end
+    size = len(instance.memory)
+    return (0, size) if 0 <= address < size else None
 
 
 def wasm_runtime_addr_app_to_native(instance: Instance, app_offset: int) -> memoryview | None:
     """Return the bytes from an app offset to the end of its linear memory or heap, without a copy; None if it is in neither."""
-    address = _unsigned(app_offset)
+    _process.require()
+    address = _unsigned(instance, app_offset)
     for start, region in _regions(instance):
         if start <= address < start + len(region):
             return region[address - start :]
@@ -344,7 +347,7 @@ def _chain(instance: Instance) -> list[SharedHeap]:
 def _regions(instance: Instance) -> Iterator[tuple[int, memoryview]]:
     """Yield what the instance can access: first the heaps, as linear memory has to be asked for."""
     for heap in _chain(instance):
-        yield heap.start, heap.view
+        yield instance.guest_address(heap.start), heap.view
     yield 0, instance.memory
 
 
@@ -361,6 +364,7 @@ def _find_native(instance: Instance, native: memoryview) -> tuple[int, int] | No
     return None
 
 
-def _unsigned(app_offset: int) -> int:
-    """Return an app offset that may be a guest's signed i32 as an unsigned one; larger ones stay as they are, and lie nowhere."""
-    return unsigned32(app_offset) if -(1 << 31) <= app_offset < 0 else app_offset
+def _unsigned(instance: Instance, app_offset: int) -> int:
+    """Return an app offset that may be a guest's signed result as an unsigned one; others stay as they are, and lie nowhere."""
+    bits = 64 if instance.module.is_64 else 32
+    return app_offset + (1 << bits) if -(1 << (bits - 1)) <= app_offset < 0 else app_offset

@@ -358,7 +358,8 @@ class Instance:
         try:
             function = self.module.client_function(index)
             kinds = self.module.import_type(index).results
-            with Caller(self.number, memory=lambda: self.memory, heaps=self._regions) as caller:
+            is_64 = self.module.is_64
+            with Caller(self.number, memory=lambda: self.memory, heaps=self._regions, is_64=is_64) as caller:
                 converted = converted_results(kinds, function(caller, *arguments))
         except BaseException as error:  # noqa: BLE001  whatever it is traps the guest, which would wait for ever otherwise
             name, details = type(error).__name__, traceback.format_exc()

@@ -30,10 +30,14 @@ class Caller:
         instance: The instance's number.
         memory: Gives the guest's linear memory as it is now; may raise `ShmwasmError` where there is none to see.
         heaps: Gives the heaps that the instance is attached to, in any order.
+        is_64: Whether the guest's addresses have 64 bits.
     """
 
-    def __init__(self, instance: int, *, memory: Callable[[], memoryview], heaps: Callable[[], Sequence[Region]]) -> None:
+    def __init__(
+        self, instance: int, *, memory: Callable[[], memoryview], heaps: Callable[[], Sequence[Region]], is_64: bool = False
+    ) -> None:
         self._instance = instance
+        self._bits = (1 << 64) - 1 if is_64 else (1 << 32) - 1
         self._memory = memory
         self._heaps = heaps
         self._returned = False
@@ -76,7 +80,7 @@ class Caller:
         address, size = _index(address, "an address"), _index(size, "a size")
         if size < 0:
             raise ArgumentError(f"a view of {shown(size)} bytes was asked for; it cannot have fewer than 0")
-        start = address & 0xFFFF_FFFF if address < 0 else address
+        start = address & self._bits if address < 0 else address
         for region in self._heaps():
             offset = start - region.start
             if offset >= 0 and offset + size <= len(region.bytes):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from shmwasm.addresses import WINDOW_END
 from shmwasm.engine.callers import Caller
 from shmwasm.engine.guests import Guest, Nest
-from shmwasm.engine.heap_memory import check_memories
+from shmwasm.engine.heap_memory import check_memories, is_wide
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.errors import (
     CallTimeoutError,
@@ -79,6 +79,7 @@ class Instance:
         self.number = message.worker
         self.client = ClientLink(calls, self.share_memory)
         self._memory_was_sent = False
+        self._is_64 = is_wide(ground.description)
         self._watchdog = Watchdog(ground.nest.store.engine.increment_epoch)
         self._host = HostFunctions(self.number, self.client, self._new_caller)
         self._enter(plan.working_directory)
@@ -192,7 +193,9 @@ class Instance:
                 raise InstantiationError(self.number, f"the client's working directory cannot be entered: {failure}") from None
 
     def _new_caller(self) -> Caller:
-        return Caller(self.number, memory=lambda: self._running_guest().memory(), heaps=self.attachment.regions)
+        return Caller(
+            self.number, memory=lambda: self._running_guest().memory(), heaps=self.attachment.regions, is_64=self._is_64
+        )
 
     def _running_guest(self) -> Guest:
         if self._guest is None:
