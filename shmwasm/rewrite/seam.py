@@ -2,7 +2,8 @@
 
 Layout
 ------
-Each export is there only where the module needs it. `START`, `END`, `MIXED` and `ALIAS` come together.
+Each export is there only where the module needs it. `END`, `MIXED` and `ALIAS` come together, with `START`; `START` comes alone
+where all that has to know the chain is the growth of a 64-bit memory.
 
 ====================  ==========================  ====================================================================
 export                kind                        meaning
@@ -10,11 +11,12 @@ export                kind                        meaning
 ``shmwasm:memory``    memory                      the heap memory, where the module neither exports nor imports it
 ``shmwasm:start``     global, mutable i64         the attached chain's first app address; `NOTHING` while there is none
 ``shmwasm:end``       global, mutable i64         one past the chain's last app address; 0 while there is none
-``shmwasm:mixed``     global, mutable i32         1 if a heap of the chain is read-only, so that the table must be asked
+``shmwasm:mixed``     global, mutable i32         1 if the table must be asked: a heap is read-only, or there is a hole between heaps
 ``shmwasm:alias``     memory, i32, 0 pages        a second mapping of the chain, with the chain's table (below)
-``shmwasm:pages``     global, mutable i64         64-bit heap memory: its size as the guest sees it, in pages of 64 KiB
+``shmwasm:pages``     global, mutable i64         of a 64-bit heap memory: its size as the guest sees it, in pages of 64 KiB
 ``shmwasm:host``      table of `HOST_FUNCTIONS`   functions of the engine, which fills the table after instantiation
-``shmwasm:begin``     function, () -> ()          the module's start function, where the engine must link more before it
+``shmwasm:begin``     function, () -> ()          the module's start function, which the engine calls when all else is linked and
+                                                  mapped: of modules that import WASI, or have a 64-bit heap memory
 ====================  ==========================  ====================================================================
 
 The alias memory::

@@ -1,0 +1,52 @@
+"""The pass for `memory.size` and `memory.grow` of a 64-bit memory, which is declared over all that an address may reach."""
+
+from __future__ import annotations
+
+from shmwasm.addresses import WASM_PAGE, WINDOW_END_64
+from shmwasm.rewrite import seam
+from shmwasm.rewrite.assembler import body, get, i32, i64, if_, op, put
+from shmwasm.rewrite.expansion import Expansion
+from shmwasm.rewrite.heap_memory import PAGE_BITS, HeapMemory
+from shmwasm.wasm.leb128 import encode_unsigned
+
+DECLARED_PAGES = WINDOW_END_64 // WASM_PAGE
+"""What every memory64 is declared to have, and at most has."""
+
+_IS_64, _HAS_MAXIMUM = 4, 1
+
+
+def declared_type() -> bytes:
+    """Return the type that a memory64 gets: no less and no more than the whole range."""
+    return bytes([_IS_64 | _HAS_MAXIMUM]) + 2 * encode_unsigned(DECLARED_PAGES)
+
+
+def expand_size(heap: HeapMemory) -> Expansion:
+    """Return what is put in the place of `memory.size`."""
+    pages = heap.pages
+    return Expansion(lambda _: pages)
+
+
+def expand_grow(heap: HeapMemory, maximum: int | None) -> Expansion:
+    """Return what is put in the place of `memory.grow`; `maximum` is what the module declares."""
+    most = DECLARED_PAGES if maximum is None else min(maximum, DECLARED_PAGES)
+    function = heap.additions.function("grow", ["i64"], ["i64"], lambda _: _grow_body(heap, most))
+    return Expansion(lambda _: op("call", at=[function]))
+
+
+def _grow_body(heap: HeapMemory, most: int) -> bytes:
+    delta, room = 0, 1
+    below_chain = op("i64.shr_u", heap.start, i64(PAGE_BITS))
+    limit = op("select", below_chain, i64(most), op("i64.lt_u", below_chain, i64(most)))
+    host_type = heap.additions.type(["i64"], ["i64"])
+    table = heap.additions.table(seam.HOST, seam.HOST_FUNCTIONS)
+    return body(
+        ["i64"],
+        if_(op("i64.eqz", get(delta)), op("return", heap.pages)),
+        put(room, op("i64.sub", limit, heap.pages)),
+        if_(
+            op("i64.gt_u", get(delta), get(room)),
+            i64(-1),
+            op("call_indirect", get(delta), i32(seam.HOST_GROW), at=[host_type, table]),
+            result="i64",
+        ),
+    )
