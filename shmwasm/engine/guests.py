@@ -16,7 +16,7 @@ from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import Futexes, fill_host_table
-from shmwasm.engine.imports import check_provided, make_imports
+from shmwasm.engine.imports import check_provided, define, make_imports
 from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
@@ -199,7 +199,7 @@ class Guest:
         except wasmtime.WasmtimeError as failure:
             raise InstantiationError(self._number, describe(failure).message) from None
         for (origin, name), item in made.items():
-            nest.linker.define(self._store, origin, name, item)
+            define(nest.linker, self._store, origin, name, item)
         return made
 
     def _open_window(self, description: ModuleDescription, imported: Mapping[ImportName, Item], start: int) -> Window | None:

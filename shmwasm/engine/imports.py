@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
+from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.modules import FunctionType, OtherType, value_type
 from shmwasm.errors import ModuleError, UnsupportedError
@@ -63,6 +65,27 @@ def make_imports(store: wasmtime.Store, module: wasmtime.Module, numbers: Mappin
         if item is not None:
             made[key] = item
     return made
+
+
+def define(linker: wasmtime.Linker, store: wasmtime.Store, module: str, name: str, item: Item) -> None:
+    """Define an item in a linker, as `Linker.define` does; that one cannot take a shared memory."""
+    if not isinstance(item, wasmtime.SharedMemory):
+        linker.define(store, module, name, item)
+        return
+    union = _bindings.wasmtime_extern_union(sharedmemory=item.ptr())
+    extern = _bindings.wasmtime_extern_t(_ffi.WASMTIME_EXTERN_SHAREDMEMORY, union)
+    first, second = module.encode(), name.encode()
+    error: Any = _bindings.wasmtime_linker_define(
+        linker.ptr(),
+        store._context(),  # noqa: SLF001
+        ctypes.create_string_buffer(first),
+        len(first),
+        ctypes.create_string_buffer(second),
+        len(second),
+        ctypes.byref(extern),
+    )
+    if error:
+        raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001
 
 
 def _made(store: wasmtime.Store, kind: object, label: str, number: float | None) -> Item | None:
