@@ -73,7 +73,8 @@ def may_leave_private(heap: HeapMemory, addresses: Sequence[int], length: Length
     if not heap.is_64:
         # Or is not below the larger one and quicker to have; what exceeds it is only slower for memories beyond 2 GiB.
         first = op("i32.or", *map(get, addresses)) if len(addresses) > 1 else get(addresses[0])
-        return op("i64.gt_u", op("i64.add", op("i64.extend_i32_u", first), length.wide), heap.start)
+        # Not below, rather than above: a range of no bytes may begin where the chain does, and is no private one.
+        return op("i64.ge_u", op("i64.add", op("i64.extend_i32_u", first), length.wide), heap.start)
     larger = keep(scratch[0], _larger(*map(get, addresses)) if len(addresses) > 1 else get(addresses[0]))
     too_large = op("i64.and", op("i64.or", larger, length.wide), i64(TOO_LARGE))
     end = op("i64.add", get(scratch[0]), length.wide)
