@@ -48,7 +48,8 @@ class Alias:
         self._store = store
         self.memory = memory
         self._globals = start, end, mixed
-        self._base = NativeAddress(ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0)
+        self.base = NativeAddress(ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0)
+        """Where the alias memory is in this process."""
         self._mapped = 0  # bytes from ALIAS_CHAIN on
 
     def check(self, grants: Sequence[Grant]) -> None:
@@ -93,7 +94,7 @@ class Alias:
             ArgumentError: A descriptor cannot be mapped. Nothing is mapped.
             UnsupportedError: The kernel has no room for the mappings. Nothing is mapped.
         """
-        origin = self._base + seam.ALIAS_CHAIN - chain.start
+        origin = self.base + seam.ALIAS_CHAIN - chain.start
         self._mapped = chain.end - chain.start
         try:
             for start, grant in chain.heaps:
@@ -109,11 +110,11 @@ class Alias:
         """Tell the instance that no chain is there any more, and unmap it. May be called twice."""
         if self._mapped:
             self._announce(seam.NOTHING, 0, mixed=False)
-            unmap_fixed(NativeAddress(self._base + seam.ALIAS_CHAIN), self._mapped)
+            unmap_fixed(NativeAddress(self.base + seam.ALIAS_CHAIN), self._mapped)
             self._mapped = 0
 
     def _write_table(self, chain: Chain) -> None:
-        table = memoryview((ctypes.c_char * seam.TABLE_END).from_address(self._base)).cast("B")
+        table = memoryview((ctypes.c_char * seam.TABLE_END).from_address(self.base)).cast("B")
         for index, (start, grant) in enumerate(chain.heaps):
             place = seam.TABLE_ENTRIES + index * seam.TABLE_ENTRY
             _ENTRY.pack_into(table, place, start, start + grant.size, grant.writable)

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Final
 import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress, NativeAddress
+from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import UnsupportedError
 from shmwasm.posix.mappings import is_reserved, map_anywhere
 from shmwasm.posix.segments import Segment
+from shmwasm.rewrite import seam
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _START: Final = WINDOW_END - 2 * WASM_PAGE
+_ALIAS_READ_ONLY: Final = seam.ALIAS_CHAIN + WASM_PAGE
 _READ_ONLY: Final = _START + WASM_PAGE
 _FAR: Final = 0xFF00_0000
 """A static offset far beyond the guard, so that the compiler cannot rely on the guard."""
@@ -36,7 +39,13 @@ _MODULE: Final = f"""(module
   (func (export "load_far") (param i32) (result i32) (i32.load offset={_FAR} (local.get 0)))
   (func (export "store") (param i32 i32) (i32.store (local.get 0) (local.get 1)))
   (func (export "add") (param i32 i32) (result i32) (i32.atomic.rmw.add (local.get 0) (local.get 1)))
-  (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))"""
+  (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
+  (memory $alias (export "{seam.ALIAS}") 0)
+  (global (export "{seam.START}") (mut i64) (i64.const {seam.NOTHING}))
+  (global (export "{seam.END}") (mut i64) (i64.const 0))
+  (global (export "{seam.MIXED}") (mut i32) (i32.const 0))
+  (func (export "copy_in") (param i32 i32 i32) (memory.copy $alias 0 (local.get 0) (local.get 1) (local.get 2)))
+  (func (export "copy_out") (param i32 i32 i32) (memory.copy 0 $alias (local.get 0) (local.get 1) (local.get 2))))"""
 
 
 def check_mapping(engine: wasmtime.Engine) -> None:
@@ -70,7 +79,8 @@ class _Trial:
         exports = wasmtime.Instance(store, wasmtime.Module(engine, _MODULE), []).exports(store)
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
-        self._window = Window(store, memory)
+        self._alias = Alias(store, exports)
+        self._window = Window(store, memory, alias=self._alias)
         self._functions = {
             name: ExportedFunction(store, function, name)
             for name, function in exports.items()
@@ -79,8 +89,12 @@ class _Trial:
 
     def check_reservation(self) -> None:
         """Check that there is nothing else where the heaps will be mapped: they would replace it."""
-        if not is_reserved(NativeAddress(self._window.base + WASM_PAGE), WINDOW_END - WASM_PAGE):
-            raise _broken("4 GiB are reserved for each memory")
+        for unused, size in (
+            (NativeAddress(self._window.base + WASM_PAGE), WINDOW_END - WASM_PAGE),
+            (self._alias.base, WINDOW_END),
+        ):
+            if not is_reserved(unused, size):
+                raise _broken("4 GiB are reserved for each memory")
 
     def attach(self, lower: Segment, upper: Segment) -> None:
         read_only = upper.read_only_descriptor()
@@ -107,6 +121,11 @@ class _Trial:
             self._traps("a store into a read-only heap traps", "store", _READ_ONLY, 1)
             if high[0] != 0x2222:
                 raise _broken("a read-only heap keeps its content")
+            self._returns("a copy out of the second mapping is allowed", None, "copy_out", 16, _ALIAS_READ_ONLY, 4)
+            self._returns("a copy out of the second mapping reads the heap", 0x2222, "load", 16)
+            self._returns("a copy into the second mapping is allowed", None, "copy_in", seam.ALIAS_CHAIN + 16, 8, 4)
+            if low[4] != int.from_bytes(b"data", "little"):
+                raise _broken("a copy into the second mapping reaches the heap")
 
     def check_containment(self) -> None:
         self._traps("a load below the window traps", "load", _START - 4)

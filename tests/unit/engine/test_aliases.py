@@ -55,7 +55,7 @@ class Attached:
         return list(entries)
 
     def native(self, offset: int) -> NativeAddress:
-        return NativeAddress(self.alias._base + offset)
+        return NativeAddress(self.alias.base + offset)
 
 
 @pytest.fixture
