@@ -20,7 +20,8 @@ from shmwasm.engine.imports import check_provided, define, make_imports
 from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
-from shmwasm.engine.wasi import grant_wasi
+from shmwasm.engine.wasi import AdapterCode, WasiLinks, grant_wasi, new_alias
+from shmwasm.engine.wasi.functions import WASI_MODULE
 from shmwasm.engine.windows import SharedLinearMemory, Window, reserve
 from shmwasm.errors import (
     ArgumentError,
@@ -57,6 +58,7 @@ class Nest:
         store: Made by `new_store`.
         natives: Functions of the store that the module may import; called with nothing between.
         natives_64: Other forms of some of them, which a module gets that imports them with 64-bit types.
+        adapters: What lets WASI take pointers into a window; without, it refuses them.
     """
 
     def __init__(
@@ -64,14 +66,25 @@ class Nest:
         store: wasmtime.Store,
         natives: Mapping[ImportName, wasmtime.Func],
         natives_64: Mapping[ImportName, wasmtime.Func] = MappingProxyType({}),
+        adapters: AdapterCode | None = None,
     ) -> None:
         self.store = store
         self._natives_64 = natives_64
         self.linker = wasmtime.Linker(store.engine)
         self.linker.allow_shadowing = True  # the user's own functions come before WASI's
         self.provided = frozenset(natives)
+        self._wasi = None if adapters is None else WasiLinks(store, adapters)
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
+
+    def link_wasi(self, description: ModuleDescription, names: Iterable[str]) -> WasiLinks | None:
+        """Link WASI's functions of these names for a module; return what must be told of its memory before they are called."""
+        memory = heap_memory(description)
+        if self._wasi is None or memory is None or memory.type.is_64:
+            self.linker.define_wasi()
+            return None
+        self._wasi.define(self.linker, names)
+        return self._wasi
 
     def fit(self, imports: Iterable[Import]) -> None:
         """Link the form of each native that the module with these imports asks for."""
@@ -129,7 +142,13 @@ class Guest:
             if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
         }
         if wasi is not None:
-            grant_wasi(store, nest.linker, wasi)
+            grant_wasi(store, wasi)
+        wanted = {
+            entry.name
+            for entry in description.imports
+            if entry.module == WASI_MODULE and (WASI_MODULE, entry.name) not in functions
+        }
+        links = nest.link_wasi(description, wanted) if wanted else None
         nest.fit(description.imports)
         for entry in description.imports:
             function = functions.get((entry.module, entry.name))
@@ -141,7 +160,7 @@ class Guest:
         imported = self._make_imports(nest, module, description, numbers)
         with self._starting():
             self._exports = nest.linker.instantiate(store, module).exports(store)
-        self.window = self._open_window(description, imported, start)
+        self.window = self._open_window(description, imported, start, links)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
         self._fill_host_table(futexes)
         self._begin()
@@ -202,7 +221,9 @@ class Guest:
             define(nest.linker, self._store, origin, name, item)
         return made
 
-    def _open_window(self, description: ModuleDescription, imported: Mapping[ImportName, Item], start: int) -> Window | None:
+    def _open_window(
+        self, description: ModuleDescription, imported: Mapping[ImportName, Item], start: int, links: WasiLinks | None
+    ) -> Window | None:
         chosen = heap_memory(description)
         if chosen is None or (chosen.type.is_64 and not is_wide(description)):
             return None
@@ -210,7 +231,11 @@ class Guest:
         assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
         pages = self._exports.get(seam.PAGES)
         assert pages is None or isinstance(pages, wasmtime.Global)
-        alias = Alias(self._store, self._exports) if seam.ALIAS in description.exports else None
+        exports: Mapping[str, object] = self._exports
+        if links is not None:
+            exports = exports if seam.ALIAS in exports else new_alias(self._store)
+            links.serve(memory, exports)
+        alias = Alias(self._store, exports) if seam.ALIAS in exports else None
         return Window(self._store, memory, chosen.type, pages=pages, alias=alias, start=start)
 
     def _fill_host_table(self, futexes: Futexes | None) -> None:

@@ -1,7 +1,9 @@
-"""WASI preview 1, for guests that import it: nothing but what is granted."""
+"""WASI preview 1, for guests that import it: nothing but what is granted, and pointers into shared heaps are as good as any."""
 
 from __future__ import annotations
 
+from shmwasm.engine.wasi.code import AdapterCode, compile_adapters, load_adapters
+from shmwasm.engine.wasi.linking import WasiLinks, new_alias
 from shmwasm.engine.wasi.options import grant_wasi
 
-__all__ = ["grant_wasi"]
+__all__ = ["AdapterCode", "WasiLinks", "compile_adapters", "grant_wasi", "load_adapters", "new_alias"]

@@ -54,7 +54,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Vectors:
-    """A pointer and a count: an array of buffers, each a pointer and a length, that WASI reads from or, if `written`, writes to."""
+    """A pointer and a count: an array of buffers, each a pointer and a length, that WASI reads or, if `written`, writes."""
 
     written: bool
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from shmwasm.protocol.messages import WasiOptions
 
 
-def grant_wasi(store: wasmtime.Store, linker: wasmtime.Linker, options: WasiOptions) -> None:
-    """Define WASI's functions in `linker`, and let guests in `store` have what `options` grants.
+def grant_wasi(store: wasmtime.Store, options: WasiOptions) -> None:
+    """Let guests in `store` have what `options` grants, once WASI's functions are linked.
 
     A path may be `/proc/self/fd/N`, for output into an open descriptor. Output files are created, or emptied if they exist.
 
@@ -34,7 +34,6 @@ def grant_wasi(store: wasmtime.Store, linker: wasmtime.Linker, options: WasiOpti
         except wasmtime.WasmtimeError:
             raise ArgumentError(f"the directory {host!r} cannot be opened for the guest") from None
     store.set_wasi(config)
-    linker.define_wasi()
 
 
 def _grant_streams(config: wasmtime.WasiConfig, options: WasiOptions) -> None:

@@ -39,7 +39,8 @@ def run(engine):
         store, linker = wasmtime.Store(engine), wasmtime.Linker(engine)
         stores.append(store)
         store.set_epoch_deadline(1 << 32)
-        grant_wasi(store, linker, options)
+        grant_wasi(store, options)
+        linker.define_wasi()
         function = linker.instantiate(store, wasmtime.Module(engine, MODULE)).exports(store)[name]
         assert isinstance(function, wasmtime.Func)
         return ExportedFunction(store, function, name).call(arguments)[0]
