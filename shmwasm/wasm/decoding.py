@@ -20,8 +20,10 @@ from shmwasm.wasm.types import read_global, read_memory, read_table, read_tag, r
 HEADER: Final = b"\0asm\x01\0\0\0"
 """How every module starts."""
 
-_LONGEST_NAME: Final = 100_000
-"""The engine's own limit."""
+_MOST_MEMORIES: Final = 100
+_MOST_SEGMENTS: Final = 100_000
+_MOST_ITEMS: Final = 10_000_000
+"""The engine's own limits: of tables and memories, of segments, and of an element segment's items."""
 
 _I32_CONST, _I64_CONST, _END = 0x41, 0x42, 0x0B
 
@@ -158,7 +160,7 @@ def _read_functions(reader: Reader, binary: Binary) -> None:
 
 
 def _read_tables(reader: Reader, binary: Binary) -> None:
-    for _ in range(reader.count()):
+    for _ in range(reader.count(_MOST_MEMORIES)):
         table = read_table(reader, binary.syntax)
         if table.initial is not None:
             table = table._replace(initial=_expression(reader, binary))
@@ -166,7 +168,7 @@ def _read_tables(reader: Reader, binary: Binary) -> None:
 
 
 def _read_memories(reader: Reader, binary: Binary) -> None:
-    binary.memories.extend([read_memory(reader, binary.syntax) for _ in range(reader.count())])
+    binary.memories.extend([read_memory(reader, binary.syntax) for _ in range(reader.count(_MOST_MEMORIES))])
 
 
 def _read_tags(reader: Reader, binary: Binary) -> None:
@@ -200,7 +202,7 @@ def _read_start(reader: Reader, binary: Binary) -> None:
 
 
 def _read_elements(reader: Reader, binary: Binary) -> None:
-    for _ in range(reader.count()):
+    for _ in range(reader.count(_MOST_SEGMENTS)):
         binary.elements.append(_read_element(reader, binary))
 
 
@@ -222,7 +224,7 @@ def _read_element(reader: Reader, binary: Binary) -> Element:
             read_value_type(reader, binary.syntax)
         elif reader.byte():
             raise malformed("an element segment is of an unknown kind", reader.position - 1)
-    count = reader.count()
+    count = reader.count(_MOST_ITEMS)
     first = reader.position
     if flags & 4:
         binary.syntax.add("reference-types")
@@ -270,7 +272,7 @@ def _skip_locals(content: bytes, position: int, end: int) -> int:
 
 
 def _read_data(reader: Reader, binary: Binary) -> None:
-    for _ in range(reader.count()):
+    for _ in range(reader.count(_MOST_SEGMENTS)):
         start = reader.position
         flags = reader.unsigned()
         if flags > 2:

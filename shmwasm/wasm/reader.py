@@ -41,10 +41,12 @@ class Reader:
         value, self.position = decode_unsigned(self.content, at, self.end, bits)
         return value
 
-    def count(self) -> int:
-        """Read how many entries follow; each takes at least one byte."""
+    def count(self, limit: int = 1_000_000) -> int:
+        """Read how many entries follow; each takes at least one byte. Limits are the engine's own."""
         at = self.position
         value = self.unsigned()
+        if value > limit:
+            raise malformed(f"a count of {value} is more than {limit}", at)
         if value > self.left:
             raise malformed(f"a count of {value} is more than fits", at)
         return value
