@@ -111,7 +111,7 @@ class _Copy:
         conditions = [
             op("i64.ge_u", to, heap.start),
             op("i64.le_u", op("i64.add", to, length.wide), heap.end),
-            op("i64.le_u", op("i64.add", source, length.wide), heap.private_end),
+            op("i64.lt_u", op("i64.add", source, length.wide), heap.private_end),  # a range of no bytes may begin in the chain
         ]
         if heap.is_64:
             conditions.append(heap.fits(to, source, length.wide))

@@ -2,8 +2,7 @@
 
 Layout
 ------
-Each export is there only where the module needs it. `END`, `MIXED` and `ALIAS` come together, with `START`; `START` comes alone
-where all that has to know the chain is the growth of a 64-bit memory.
+Each export is there only where the module needs it. `START`, `END`, `MIXED` and `ALIAS` come together.
 
 ====================  ==========================  ====================================================================
 export                kind                        meaning
@@ -11,7 +10,7 @@ export                kind                        meaning
 ``shmwasm:memory``    memory                      the heap memory, where the module neither exports nor imports it
 ``shmwasm:start``     global, mutable i64         the attached chain's first app address; `NOTHING` while there is none
 ``shmwasm:end``       global, mutable i64         one past the chain's last app address; 0 while there is none
-``shmwasm:mixed``     global, mutable i32         1 if the table must be asked: a heap is read-only, or there is a hole between heaps
+``shmwasm:mixed``     global, mutable i32         1 if the table must be asked: heaps are read-only, or apart
 ``shmwasm:alias``     memory, i32, 0 pages        a second mapping of the chain, with the chain's table (below)
 ``shmwasm:pages``     global, mutable i64         of a 64-bit heap memory: its size as the guest sees it, in pages of 64 KiB
 ``shmwasm:host``      table of `HOST_FUNCTIONS`   functions of the engine, which fills the table after instantiation
@@ -40,8 +39,8 @@ index               type                                                meaning
 `HOST_GROW`         (delta_pages i64) -> i64                            grows a 64-bit heap memory, and `shmwasm:pages`; -1: no
 ==================  ==================================================  ======================================================
 
-They get app addresses that are aligned and whose bytes lie in the chain, and a growth that ends below the chain and within the
-maximum that the module declares. An entry is null where the module needs no such function.
+They get app addresses that are aligned and whose bytes lie in the chain, and a growth by at least one page that stays within the
+maximum that the module declares; where the chain is, the engine knows. An entry is null where the module needs no such function.
 """
 
 from __future__ import annotations

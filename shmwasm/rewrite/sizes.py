@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END_64
 from shmwasm.rewrite import seam
-from shmwasm.rewrite.assembler import body, get, i32, i64, if_, op, put
+from shmwasm.rewrite.assembler import body, get, i32, i64, if_, op
 from shmwasm.rewrite.expansion import Expansion
-from shmwasm.rewrite.heap_memory import PAGE_BITS, HeapMemory
+from shmwasm.rewrite.heap_memory import HeapMemory
 from shmwasm.wasm.leb128 import encode_unsigned
 
 DECLARED_PAGES = WINDOW_END_64 // WASM_PAGE
@@ -34,17 +34,15 @@ def expand_grow(heap: HeapMemory, maximum: int | None) -> Expansion:
 
 
 def _grow_body(heap: HeapMemory, most: int) -> bytes:
-    delta, room = 0, 1
-    below_chain = op("i64.shr_u", heap.start, i64(PAGE_BITS))
-    limit = op("select", below_chain, i64(most), op("i64.lt_u", below_chain, i64(most)))
+    delta = 0
+    room = op("i64.sub", i64(most), heap.pages)
     host_type = heap.additions.type(["i64"], ["i64"])
     table = heap.additions.table(seam.HOST, seam.HOST_FUNCTIONS)
     return body(
-        ["i64"],
+        [],
         if_(op("i64.eqz", get(delta)), op("return", heap.pages)),
-        put(room, op("i64.sub", limit, heap.pages)),
         if_(
-            op("i64.gt_u", get(delta), get(room)),
+            op("i64.gt_u", get(delta), room),
             i64(-1),
             op("call_indirect", get(delta), i32(seam.HOST_GROW), at=[host_type, table]),
             result="i64",

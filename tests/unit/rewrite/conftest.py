@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+import pytest
+import wasmtime
+
+from shmwasm.addresses import ORIGIN_64, WASM_PAGE, WINDOW_END, WINDOW_END_64
+from shmwasm.engine.aliases import Alias
+from shmwasm.engine.calls import ExportedFunction
+from shmwasm.engine.config import new_engine
+from shmwasm.engine.host_table import fill_host_table
+from shmwasm.engine.traps import GuestTrapError
+from shmwasm.engine.windows import Grant, Window
+from shmwasm.posix.segments import Segment
+from shmwasm.rewrite import rewrite, seam
+
+
+@pytest.fixture(scope="session")
+def engine():
+    return new_engine(parallel_compilation=False)
+
+
+class Chain:
+    """Segments that make a chain: for each its bytes' number and whether it is writable, from head to last body."""
+
+    def __init__(self, heaps: Iterable[tuple[int, bool]]) -> None:
+        self.heaps = list(heaps)
+        self.size = sum(size for size, _ in self.heaps)
+        self.segments = [Segment.create(size, name_for_errors="heap") for size, _ in self.heaps]
+
+    def grants(self) -> list[Grant]:
+        start = WINDOW_END - self.size
+        grants = []
+        for (size, writable), segment in zip(self.heaps, self.segments, strict=True):
+            grants.append(
+                Grant(heap="heap", start=start, size=size, descriptor=segment.descriptor, writable=writable)  # type: ignore[arg-type]
+            )
+            start += size
+        return grants
+
+    def close(self) -> None:
+        for segment in self.segments:
+            segment.close()
+
+
+class RewrittenGuest:
+    """An instance of a module that was rewritten, run as the engine does."""
+
+    def __init__(self, engine, text: str, *, imports: Iterable[object] = (), futexes: object | None = None) -> None:
+        self.original = bytes(wasmtime.wat2wasm(text))
+        self.content, self.report = rewrite(self.original)
+        self.store = wasmtime.Store(engine)
+        self.store.set_epoch_deadline(1 << 40)
+        memory = self.report.heap_memory
+        self.is_64 = memory is not None and memory.is_64
+        self.store.set_limits(memory_size=WINDOW_END_64 if self.is_64 else WINDOW_END)
+        module = wasmtime.Module(engine, self.content)
+        self.exports = wasmtime.Instance(self.store, module, list(imports)).exports(self.store)
+        self._functions: dict[str, ExportedFunction] = {}
+        if memory is not None:
+            self.alias = Alias(self.store, self.exports) if seam.ALIAS in self.exports else None
+            self.window = Window(self.store, self.exports[memory.export], pages=self.exports.get(seam.PAGES), alias=self.alias)
+            if seam.HOST in self.exports:
+                fill_host_table(self.store, self.exports[seam.HOST], self.window, futexes)
+        if seam.BEGIN in self.exports:
+            self.call(seam.BEGIN)
+
+    @property
+    def origin(self) -> int:
+        """How much higher the guest sees the chain than a 32-bit guest does."""
+        return ORIGIN_64 if self.is_64 else 0
+
+    def call(self, name: str, *arguments: int) -> object:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = ExportedFunction(self.store, self.exports[name], name)
+        results = function.call(arguments)
+        return results[0] if len(results) == 1 else results
+
+    def trap(self, name: str, *arguments: int) -> str | None:
+        """Return the code of the trap that a call ends in; None if it returns."""
+        try:
+            self.call(name, *arguments)
+        except GuestTrapError as trap:
+            return trap.description.code
+        return None
+
+    def peek(self, address: int, size: int) -> bytes:
+        return ctypes.string_at(self.window.base + address, size)
+
+    def poke(self, address: int, content: bytes) -> None:
+        """Write into private memory, or into a heap that is mapped writable."""
+        ctypes.memmove(self.window.base + address, content, len(content))
+
+    def close(self) -> None:
+        if self.report.heap_memory is not None:
+            self.window.close()
+        self._functions.clear()
+        self.store.close()
+
+
+@pytest.fixture
+def make_guest(engine):
+    """Makes rewritten guests, and gives their memory back after the test."""
+    made = []
+
+    def make(text: str, **options: object) -> RewrittenGuest:
+        made.append(RewrittenGuest(engine, text, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+@pytest.fixture
+def make_chain():
+    made = []
+
+    def make(*heaps: tuple[int, bool]) -> Chain:
+        made.append(Chain(heaps))
+        return made[-1]
+
+    yield make
+    for chain in made:
+        chain.close()
