@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-from shmwasm.addresses import AppAddress, unsigned32
+from shmwasm.addresses import WINDOW_END, AppAddress, unsigned32
 from shmwasm.core.allocator import Core
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.callers import Region
+from shmwasm.engine.heap_memory import check_memories
 from shmwasm.engine.modules import FunctionType
 from shmwasm.engine.windows import Grant
 from shmwasm.errors import AttachError, InvalidFreeError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from shmwasm.core.allocator import HeapSlot
     from shmwasm.engine.guests import ImportName
+    from shmwasm.engine.modules import ModuleDescription
     from shmwasm.engine.windows import Window
     from shmwasm.worker.links import ControlLink
 
@@ -63,6 +65,7 @@ class Attachment:
         self._core = Core(store, core, owner=messages.NOBODY, hooks=self)
         self._control: ControlLink | None = None
         self._window: Window | None = None
+        self._description: ModuleDescription | None = None
         self._heaps: list[_MappedHeap] = []
         self.natives: dict[ImportName, wasmtime.Func]
         """What a guest in the same store may import natively."""
@@ -77,16 +80,17 @@ class Attachment:
         self._core.own(owner)
         self._control = control
 
-    def use(self, window: Window | None) -> None:
-        """Map chains into `window` from now on; None if the instance has no memory to map them into."""
+    def use(self, window: Window | None, description: ModuleDescription) -> None:
+        """Map chains into `window`, of an instance of the module described; None if it has no memory to map them into."""
         self._window = window
+        self._description = description
 
     def attach(self, grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> None:
         """Map a chain and let the guest allocate from its managed heaps. The descriptors are taken over.
 
         Raises:
             AttachError: The instance cannot be attached to this chain. Nothing changed.
-            UnsupportedError: The kernel or the core has no room. Nothing is attached.
+            UnsupportedError: The kernel or the core has no room, or the instance's memory can take no chain. Nothing is attached.
         """
         with ExitStack() as rest:
             for descriptor in descriptors:
@@ -161,7 +165,10 @@ class Attachment:
 
     def _check(self, grants: Sequence[messages.Grant]) -> None:
         if self._window is None:
-            raise AttachError(grants[0].name if grants else "", "the instance's module exports no memory to map it into")
+            heap = grants[0].name if grants else ""
+            if self._description is not None:
+                check_memories(self._description, WINDOW_END, heap=heap)
+            raise AttachError(heap, "the instance's module has no memory to map it into")
 
     def _guest_start(self, heap: _MappedHeap) -> AppAddress:
         assert self._window is not None

@@ -103,7 +103,7 @@ class Instance:
             futexes=Waiting(deadline=lambda: self._watchdog.deadline, overdue=self._overdue),
             start=start,
         )
-        self.attachment.use(self._guest.window)
+        self.attachment.use(self._guest.window, ground.description)
         if message.grants:
             self.attachment.attach(message.grants, granted)
         self._initialize()
