@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self, assert_never
 from shmwasm.control import actions, events
 from shmwasm.control.mind import Coordinator
 from shmwasm.coordinator.authority import compile_core, new_core
-from shmwasm.coordinator.launching import LauncherProcess
+from shmwasm.coordinator.launching import LauncherProcess, compiled_adapters
 from shmwasm.coordinator.links import Link
 from shmwasm.coordinator.storage import Storage
 from shmwasm.errors import PeerRefusedError, ProtocolError, ShmwasmError, UnsupportedError
@@ -62,8 +62,8 @@ class Shell:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._running = True
-        with compile_core() as core:
-            self._launcher = LauncherProcess(core.descriptor)
+        with compile_core() as core, compiled_adapters() as wasi:
+            self._launcher = LauncherProcess(core.descriptor, wasi)
             self._storage = Storage(new_core(core))
         self._watch(self._wake, lambda: os.eventfd_read(self._wake))
         self._watch(self._launcher.link.channel.fileno(), self._launcher_ready)

@@ -11,6 +11,7 @@ from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import Nest, new_store
 from shmwasm.engine.modules import deserialize
 from shmwasm.engine.selftest import check_mapping
+from shmwasm.engine.wasi import load_adapters
 from shmwasm.errors import HeapNoSpaceError, UnsupportedError
 from shmwasm.launcher.launcher import Launcher
 from shmwasm.launcher.rehearsal import rehearse
@@ -23,12 +24,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="shmwasm.launcher", description="Forks workers for a coordinator.")
     parser.add_argument("--socket-fd", type=int, required=True, help="descriptor of the channel to the coordinator")
     parser.add_argument("--core-fd", type=int, required=True, help="descriptor of the compiled core")
+    parser.add_argument("--wasi-fd", type=int, required=True, help="descriptor of WASI's compiled adapters")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # all that it could free is holes in pages that workers share: see `rehearsal`
     engine = new_engine(parallel_compilation=False)
     core = deserialize(engine, options.core_fd)
-    os.close(options.core_fd)
+    adapters = load_adapters(engine, options.wasi_fd)
+    for descriptor in (options.core_fd, options.wasi_fd):
+        os.close(descriptor)
     problem = None
     try:
         check_mapping(engine)
@@ -37,7 +41,7 @@ def main() -> None:
         kept, problem = [], str(error)
     store = new_store(engine)
     attachment = Attachment(store, core)
-    nest = Nest(store, attachment.natives, attachment.natives_64)
+    nest = Nest(store, attachment.natives, attachment.natives_64, adapters)
     Launcher(Channel.from_descriptor(options.socket_fd), nest, attachment, problem=problem).run()
     kept.clear()
 

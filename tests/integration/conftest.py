@@ -12,9 +12,11 @@ import pytest
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END, AppAddress
 from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, metadata_size
+from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import CompiledModule, compile_module, deserialize
+from shmwasm.engine.wasi import compile_adapters
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.programs import start_program
 from shmwasm.posix.segments import Segment
@@ -88,11 +90,11 @@ class WorkerHandle:
 class LauncherHandle:
     """A launcher, and the workers that it was asked for."""
 
-    def __init__(self, core: CompiledModule) -> None:
+    def __init__(self, core: CompiledModule, wasi: int) -> None:
         self.channel, theirs = Channel.pair()
         with theirs:
-            arguments = ["--socket-fd", str(theirs.fileno()), "--core-fd", str(core.descriptor)]
-            self.process = start_program("shmwasm.launcher", arguments, [theirs.fileno(), core.descriptor])
+            arguments = ["--socket-fd", str(theirs.fileno()), "--core-fd", str(core.descriptor), "--wasi-fd", str(wasi)]
+            self.process = start_program("shmwasm.launcher", arguments, [theirs.fileno(), core.descriptor, wasi])
         self.workers: list[WorkerHandle] = []
         self._numbers = itertools.count(2)
         self._modules: list[CompiledModule] = []
@@ -238,8 +240,15 @@ def compiled_core() -> Iterator[CompiledModule]:
 
 
 @pytest.fixture(scope="session")
-def _lasting_launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
-    handle = LauncherHandle(compiled_core)
+def wasi_adapters() -> Iterator[int]:
+    descriptor = compile_adapters(Cache(None))
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture(scope="session")
+def _lasting_launcher(compiled_core: CompiledModule, wasi_adapters: int) -> Iterator[LauncherHandle]:
+    handle = LauncherHandle(compiled_core, wasi_adapters)
     yield handle
     handle.close()
 
@@ -252,9 +261,9 @@ def launcher(_lasting_launcher: LauncherHandle) -> Iterator[LauncherHandle]:
 
 
 @pytest.fixture
-def own_launcher(compiled_core: CompiledModule) -> Iterator[LauncherHandle]:
+def own_launcher(compiled_core: CompiledModule, wasi_adapters: int) -> Iterator[LauncherHandle]:
     """A launcher of the test's own."""
-    handle = LauncherHandle(compiled_core)
+    handle = LauncherHandle(compiled_core, wasi_adapters)
     yield handle
     handle.close()
 
