@@ -20,7 +20,7 @@ from shmwasm.engine.imports import check_provided, define, make_imports
 from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
-from shmwasm.engine.wasi import AdapterCode, WasiLinks, grant_wasi, new_alias
+from shmwasm.engine.wasi import AdapterCode, WasiLinks, grant_wasi
 from shmwasm.engine.wasi.functions import WASI_MODULE
 from shmwasm.engine.windows import SharedLinearMemory, Window, reserve
 from shmwasm.errors import (
@@ -73,17 +73,16 @@ class Nest:
         self.linker = wasmtime.Linker(store.engine)
         self.linker.allow_shadowing = True  # the user's own functions come before WASI's
         self.provided = frozenset(natives)
-        self._wasi = None if adapters is None else WasiLinks(store, adapters)
+        self._wasi = None if adapters is None else WasiLinks(store, adapters, self.linker)
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
 
-    def link_wasi(self, description: ModuleDescription, names: Iterable[str]) -> WasiLinks | None:
-        """Link WASI's functions of these names for a module; return what must be told of its memory before they are called."""
+    def link_wasi(self, description: ModuleDescription) -> WasiLinks | None:
+        """Link WASI for a module; return what must be told of its memory before it calls any."""
         memory = heap_memory(description)
         if self._wasi is None or memory is None or memory.type.is_64:
             self.linker.define_wasi()
             return None
-        self._wasi.define(self.linker, names)
         return self._wasi
 
     def fit(self, imports: Iterable[Import]) -> None:
@@ -143,12 +142,8 @@ class Guest:
         }
         if wasi is not None:
             grant_wasi(store, wasi)
-        wanted = {
-            entry.name
-            for entry in description.imports
-            if entry.module == WASI_MODULE and (WASI_MODULE, entry.name) not in functions
-        }
-        links = nest.link_wasi(description, wanted) if wanted else None
+        missing = {(entry.module, entry.name) for entry in description.imports} - functions.keys()
+        links = nest.link_wasi(description) if any(module == WASI_MODULE for module, _ in missing) else None
         nest.fit(description.imports)
         for entry in description.imports:
             function = functions.get((entry.module, entry.name))
@@ -231,11 +226,11 @@ class Guest:
         assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
         pages = self._exports.get(seam.PAGES)
         assert pages is None or isinstance(pages, wasmtime.Global)
-        exports: Mapping[str, object] = self._exports
+        alias = None
         if links is not None:
-            exports = exports if seam.ALIAS in exports else new_alias(self._store)
-            links.serve(memory, exports)
-        alias = Alias(self._store, exports) if seam.ALIAS in exports else None
+            alias = links.serve(memory, self._exports)
+        elif seam.ALIAS in description.exports:
+            alias = Alias(self._store, self._exports)
         return Window(self._store, memory, chosen.type, pages=pages, alias=alias, start=start)
 
     def _fill_host_table(self, futexes: Futexes | None) -> None:
@@ -272,7 +267,13 @@ class Guest:
 
 
 def _reason(failure: BaseException) -> str:
-    return failure.trap if isinstance(failure, HostFunctionError) else describe(failure).message
+    match failure:
+        case HostFunctionError():
+            return failure.trap
+        case ShmwasmError():
+            return str(failure)
+        case _:
+            return describe(failure).message
 
 
 def converted_results(kinds: Sequence[str], returned: object) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shmwasm.engine.wasi.code import AdapterCode, compile_adapters, load_adapters
-from shmwasm.engine.wasi.linking import WasiLinks, new_alias
+from shmwasm.engine.wasi.linking import WasiLinks
 from shmwasm.engine.wasi.options import grant_wasi
 
-__all__ = ["AdapterCode", "WasiLinks", "compile_adapters", "grant_wasi", "load_adapters", "new_alias"]
+__all__ = ["AdapterCode", "WasiLinks", "compile_adapters", "grant_wasi", "load_adapters"]

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import wasmtime
 
+from shmwasm.engine.aliases import Alias
 from shmwasm.engine.imports import define
 from shmwasm.engine.wasi.functions import WASI_MODULE
-from shmwasm.engine.wasi.text import GUEST, MEMORY, SHIM, TABLE
+from shmwasm.engine.wasi.text import GUEST, MEMORY, SHIM
 from shmwasm.rewrite import seam
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from shmwasm.engine.wasi.code import AdapterCode
 
@@ -23,43 +24,41 @@ class WasiLinks:
     Args:
         store: The guest's store.
         code: The adapters.
+        linker: What the guest will be linked with. It gets WASI's functions; until `serve`, calling one is a trap.
     """
 
-    def __init__(self, store: wasmtime.Store, code: AdapterCode) -> None:
+    def __init__(self, store: wasmtime.Store, code: AdapterCode, linker: wasmtime.Linker) -> None:
         self._store = store
         self._code = code
+        shim = wasmtime.Instance(store, code.shim, [])
+        linker.define_instance(store, WASI_MODULE, shim)
         self._linker = wasmtime.Linker(store.engine)
         self._linker.define_wasi()
-        self._shim = self._linker.instantiate(store, code.shim).exports(store)
-        self._linker.define(store, SHIM, TABLE, self._shim[TABLE])
+        self._linker.define_instance(store, SHIM, shim)
+        self._spare = _new_alias(store)
 
-    def define(self, linker: wasmtime.Linker, names: Iterable[str]) -> None:
-        """Define those of WASI's functions that have one of `names`. Until `serve`, calling one is a trap."""
-        for name in names:
-            function = self._shim.get(name)
-            if isinstance(function, wasmtime.Func):
-                linker.define(self._store, WASI_MODULE, name, function)
-
-    def serve(self, memory: wasmtime.Memory | wasmtime.SharedMemory, exports: Mapping[str, object]) -> None:
-        """Let the guest whose heap memory is `memory`, a 32-bit one, call WASI.
+    def serve(self, memory: wasmtime.Memory | wasmtime.SharedMemory, exports: Mapping[str, object]) -> Alias:
+        """Let the guest call WASI. Return its alias memory: its own, or one for WASI's sake.
 
         Args:
-            memory: The memory.
-            exports: By the seam's names, `ALIAS`, `START`, `END` and `MIXED`: the guest's, or what `new_alias` made.
+            memory: Its heap memory, a 32-bit one.
+            exports: What it exports.
         """
         linker, store = self._linker, self._store
+        mapped = exports if seam.ALIAS in exports else self._spare
         define(linker, store, GUEST, MEMORY, memory)
         for name in (seam.ALIAS, seam.START, seam.END, seam.MIXED):
-            item = exports[name]
+            item = mapped[name]
             assert isinstance(item, wasmtime.Memory | wasmtime.Global)
             linker.define(store, GUEST, name, item)
         shared = isinstance(memory, wasmtime.SharedMemory)
         linker.instantiate(store, self._code.private_shared if shared else self._code.private)
         linker.instantiate(store, self._code.window_shared if shared else self._code.window)
+        return Alias(store, mapped)
 
 
-def new_alias(store: wasmtime.Store) -> dict[str, wasmtime.Memory | wasmtime.Global]:
-    """Return what a rewritten module exports for an alias memory, for a guest that has none of its own."""
+def _new_alias(store: wasmtime.Store) -> dict[str, wasmtime.Memory | wasmtime.Global]:
+    """Return what a rewritten module exports for an alias memory."""
     number, flag = (wasmtime.GlobalType(kind, mutable=True) for kind in (wasmtime.ValType.i64(), wasmtime.ValType.i32()))
     return {
         seam.ALIAS: wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(0, None))),

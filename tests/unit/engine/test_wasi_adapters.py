@@ -13,9 +13,8 @@ import pytest
 import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress
-from shmwasm.engine.aliases import Alias
 from shmwasm.engine.cache import Cache
-from shmwasm.engine.wasi import WasiLinks, functions, grant_wasi, load_adapters, new_alias
+from shmwasm.engine.wasi import WasiLinks, functions, grant_wasi, load_adapters
 from shmwasm.engine.wasi.code import ADAPTERS, compile_adapters
 from shmwasm.engine.wasi.functions import FUNCTIONS, WASI_MODULE, Number, value_types
 from shmwasm.engine.wasi.text import adapters
@@ -191,16 +190,13 @@ class Machine:
         if adapters is None:
             linker.define_wasi()
         else:
-            links = WasiLinks(self.store, adapters)
-            links.define(linker, FUNCTIONS)
+            links = WasiLinks(self.store, adapters, linker)
         self.exports = linker.instantiate(self.store, module).exports(self.store)
         memory = self.exports["memory"]
         if adapters is None:
             self.base = ctypes.cast(memory.data_ptr(self.store), ctypes.c_void_p).value
         else:
-            made = new_alias(self.store)
-            links.serve(memory, made)
-            self.window = Window(self.store, memory, alias=Alias(self.store, made))
+            self.window = Window(self.store, memory, alias=links.serve(memory, self.exports))
             self.base = self.window.base
             if grants:
                 self.window.attach(grants)
