@@ -112,7 +112,6 @@ class Export(NamedTuple):
     name: str
     kind: str
     number: int
-    span: Span
 
 
 class Element(NamedTuple):

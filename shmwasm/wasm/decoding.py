@@ -184,14 +184,13 @@ def _read_globals(reader: Reader, binary: Binary) -> None:
 def _read_exports(reader: Reader, binary: Binary) -> None:
     there = [len(all_) for all_ in (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)]
     for _ in range(reader.count()):
-        start = reader.position
-        name, kind = reader.name(), reader.byte()
+        at = reader.position
+        name, kind, index = reader.name(), reader.byte(), reader.unsigned()
         if kind >= len(KINDS):
             raise UnsupportedError(f"the kind {kind} of the export {name!r}", "it is not one of WebAssembly 3.0")
-        index = reader.unsigned()
         if index >= there[kind]:
-            raise malformed(f"the export {name!r} is the {KINDS[kind]} {index} of {there[kind]}", start)
-        binary.exports.append(Export(name, KINDS[kind], index, Span(start, reader.position)))
+            raise malformed(f"the export {name!r} is the {KINDS[kind]} {index} of {there[kind]}", at)
+        binary.exports.append(Export(name, KINDS[kind], index))
 
 
 def _read_start(reader: Reader, binary: Binary) -> None:

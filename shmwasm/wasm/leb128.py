@@ -25,8 +25,12 @@ def decode_unsigned(content: bytes, position: int, end: int, bits: int = 32) -> 
     Raises:
         ModuleError: It does not end in time, or has too many bits.
     """
-    if position < end and content[position] < 0x80:
-        return content[position], position + 1
+    if position + 1 < end:  # one or two bytes are what most numbers take
+        first, second = content[position], content[position + 1]
+        if first < 0x80:
+            return first, position + 1
+        if second < 0x80:
+            return first & 0x7F | second << 7, position + 2
     value, last = _decode(content, position, end, bits)
     if value >> bits:
         raise malformed("a number is too large", position)

@@ -34,11 +34,7 @@ class Reader:
 
     def unsigned(self, bits: int = 32) -> int:
         """Read an unsigned number."""
-        at = self.position
-        if at < self.end and self.content[at] < 0x80:
-            self.position = at + 1
-            return self.content[at]
-        value, self.position = decode_unsigned(self.content, at, self.end, bits)
+        value, self.position = decode_unsigned(self.content, self.position, self.end, bits)
         return value
 
     def count(self, limit: int = 1_000_000) -> int:
@@ -61,7 +57,10 @@ class Reader:
 
     def name(self) -> str:
         """Read a name."""
-        start, end = self.skip(self.unsigned())
+        size, start = decode_unsigned(self.content, self.position, self.end)
+        self.position = end = start + size
+        if end > self.end:
+            raise malformed(f"{size} bytes are more than there are", start)
         try:
             return self.content[start:end].decode()
         except UnicodeDecodeError:
