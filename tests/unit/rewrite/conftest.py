@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterable
 
 import pytest
 import wasmtime
 
-from shmwasm.addresses import ORIGIN_64, WASM_PAGE, WINDOW_END, WINDOW_END_64
+from shmwasm.addresses import ORIGIN_64, WINDOW_END, WINDOW_END_64
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.config import new_engine

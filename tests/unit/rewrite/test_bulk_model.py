@@ -183,8 +183,19 @@ NAMES = (
     *(f"{name}{n}" for n in CONSTANTS for name in ("copy", "fill")),
 )
 NEAR = st.integers(-80, 80) | st.integers(-6000, 6000)
-SIZES = st.integers(0, 80) | st.integers(0, 6000) | st.integers(0, 80_000)
+SIZES = st.integers(0, 80) | st.integers(0, 6000) | st.integers(0, 40_000)
 WILD = st.sampled_from([-1, -16, 1 << 31, 1 << 32, 1 << 36, 1 << 47, 1 << 48, 1 << 63, (1 << 64) - (1 << 16)])
+
+
+@st.composite
+def _steps(draw, edges):
+    """Draw an instruction, addresses about edges and each other, and a size that may reach just to an edge."""
+    address = st.builds(int.__add__, st.sampled_from(edges), NEAR) | WILD
+    to = draw(address)
+    source = draw(st.builds(int.__add__, st.just(to), NEAR) | address)
+    exact = [edge - first for edge in edges for first in (to, source) if 0 <= edge - first < WASM_PAGE]
+    size = draw(SIZES | (st.sampled_from(exact) if exact else SIZES) | WILD)
+    return draw(st.sampled_from(NAMES[:7]) | st.sampled_from(NAMES)), to, source, size
 
 
 @pytest.fixture
@@ -200,15 +211,66 @@ def machine(request, make_guest, make_chain):
     indirect=True,
 )
 def test_bulk_instructions_do_what_the_specification_says_of_all_memory_there_is(machine):
-    addresses = st.builds(lambda edge, near: edge + near, st.sampled_from(machine.edges), NEAR) | WILD
-    steps = st.lists(st.tuples(st.sampled_from(NAMES), addresses, addresses, SIZES | WILD), min_size=1, max_size=12)
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(steps)
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(_steps(machine.edges), min_size=1, max_size=15))
     def check(history):
         machine.reset()
-        for name, to, source, size in history:
-            machine.run(name, to, source, size)
+        for step in history:
+            machine.run(*step)
         machine.check()
 
     check()
+
+
+def test_copy_over_the_seam_moves_overlapping_bytes_as_memmove(make_guest, make_chain):
+    machine = Machine(make_guest, make_chain, "i32", HEAPS["private memory up to the chain"], touching=True)
+    start = WINDOW_END - machine.chain.size
+    for distance in (-200, -70, -1, 1, 70, 200):
+        machine.reset()
+        machine.run("copy", start - 150 + distance, start - 150, 300)
+        machine.check()
+
+
+@pytest.mark.parametrize("kind", ["i32", "i64"])
+def test_range_that_ends_where_the_chain_starts_is_private(make_guest, make_chain, kind):
+    machine = Machine(make_guest, make_chain, kind, HEAPS["private memory up to the chain"], touching=True)
+    machine.reset()
+    start = machine.memory.regions[1].start
+    for name, to, source in (("copy", start - 100, start - 300), ("copy", start - 300, start - 100), ("fill", start - 100, 7)):
+        machine.run(name, to, source, 100)
+    machine.run("init", start - 100, 5, 100)
+    machine.check()
+
+
+def test_init_over_the_seam_from_beyond_its_segment_writes_nothing(make_guest, make_chain):
+    machine = Machine(make_guest, make_chain, "i32", HEAPS["private memory up to the chain"], touching=True)
+    machine.reset()
+    start = WINDOW_END - machine.chain.size
+    for source in ((1 << 32) - 16, len(SEGMENT) - 60, len(SEGMENT) - 100, 0):
+        machine.run("init", start - 50, source, 100)
+        machine.check()
+
+
+def test_dropped_segment_has_no_bytes_for_a_heap_either(make_guest, make_chain):
+    guest = make_guest(module("i32"))
+    chain = make_chain((OS_PAGE, True))
+    guest.window.attach(chain.grants())
+    guest.call("init", WINDOW_END - OS_PAGE, 0, 10)
+    assert guest.peek(WINDOW_END - OS_PAGE, 10) == SEGMENT[:10]
+    guest.call("drop")
+    assert guest.trap("init", WINDOW_END - OS_PAGE, 0, 1) == "memory_out_of_bounds"
+    guest.call("init", WINDOW_END - OS_PAGE, 0, 0)
+
+
+def test_bulk_instructions_follow_the_chain_through_attach_and_detach(make_guest, make_chain):
+    guest = make_guest(module("i32"))
+    long, short = make_chain((4 * OS_PAGE, True)), make_chain((OS_PAGE, True))
+    lost = WINDOW_END - 2 * OS_PAGE
+    for chain, reached in ((long, True), (short, False), (long, True)):
+        guest.window.attach(chain.grants())
+        guest.call("fill", WINDOW_END - OS_PAGE, 9, OS_PAGE)
+        assert guest.trap("fill", lost, 1, 100) == (None if reached else "memory_out_of_bounds")
+        guest.window.detach()
+        assert guest.trap("fill", WINDOW_END - OS_PAGE, 9, 100) == "memory_out_of_bounds"
+        assert guest.trap("copy", 0, WINDOW_END - OS_PAGE, 100) == "memory_out_of_bounds"
+        assert guest.trap("copy", 0, 100, 100) is None
