@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shmwasm import Instance, Runtime, SharedHeap
+from shmwasm import Instance, Runtime, SharedHeap, on_client
+from shmwasm.wasm.decoding import decode
 
 Spawn = Callable[..., Instance]
 
@@ -20,13 +21,28 @@ def heap(shared_runtime: Runtime) -> Iterator[SharedHeap]:
     made.close()
 
 
+def refuse(name: str) -> Any:
+    def refused(caller: Any, *arguments: float) -> None:
+        raise NotImplementedError(f"{name} is not provided")
+
+    return on_client(refused)
+
+
 @pytest.fixture
 def spawn(shared_runtime: Runtime, npm: Path) -> Iterator[Spawn]:
-    """Make an instance of a file of an npm package; it ends with the test."""
+    """Make an instance of a file of an npm package, with the host functions that it calls; it ends with the test.
+
+    What else it imports is there too, and raises.
+    """
     made: list[Instance] = []
 
-    def make(path: str, heap: SharedHeap, **imports: Any) -> Instance:
-        with shared_runtime.load(npm / path, imports=imports) as module:
+    def make(path: str, heap: SharedHeap, **called: Any) -> Instance:
+        content = (npm / path).read_bytes()
+        imports: dict[str, dict[str, Any]] = {module: dict(functions) for module, functions in called.items()}
+        for entry in decode(content).imports:
+            if entry.kind == "function" and entry.module != "wasi_snapshot_preview1":
+                imports.setdefault(entry.module, {}).setdefault(entry.name, refuse(entry.name))
+        with shared_runtime.load(content, imports=imports) as module:
             made.append(shared_runtime.spawn(module, shared_heap=heap))
         return made[-1]
 
