@@ -12,7 +12,7 @@ from pathlib import Path
 
 CORE = Path(__file__).resolve().parent.parent / "shmwasm" / "core"
 COMMITTED = CORE / "core.wasm"
-SOURCES = ("src/allocator.c", "src/authority.c", "src/heaps.c", "src/inspect.c", "src/slabs.c")
+SOURCES = ("src/allocator.c", "src/authority.c", "src/heaps.c", "src/inspect.c", "src/ring.c", "src/slabs.c")
 FLAGS = (
     "-target",
     "wasm32-freestanding",

@@ -115,6 +115,12 @@ class CoreHooks(Protocol):
     def scrub(self, address: AppAddress, size: int) -> None:
         """Clear a guest's block that is about to be freed."""
 
+    def wake(self, slot: int) -> None:
+        """Wake whoever sleeps on the state of the call slot at that address of the core's memory, or, for 0, the receiver."""
+
+    def absorb(self) -> None:
+        """Wait for the tick that was meant for the call that has just ended, and make it harmless."""
+
 
 class Core:
     """One instance of the core in a store, for the process that has the number `owner`.
@@ -472,7 +478,14 @@ def _imports(store: wasmtime.Store, module: wasmtime.Module, reference: weakref.
     def scrub(address: int, size: int) -> None:
         core().hooks.scrub(AppAddress(unsigned32(address)), unsigned32(size))
 
-    functions: dict[str, Callable[..., int | None]] = {"lease": lease, "release": release, "refuse": refuse, "scrub": scrub}
+    functions: dict[str, Callable[..., int | None]] = {
+        "lease": lease,
+        "release": release,
+        "refuse": refuse,
+        "scrub": scrub,
+        "ring_wake": lambda slot: core().hooks.wake(unsigned32(slot)),
+        "ring_absorb": lambda: core().hooks.absorb(),
+    }
     found: list[wasmtime.Func] = []
     for wanted in module.imports:
         assert isinstance(wanted.type, wasmtime.FuncType)

@@ -8,7 +8,7 @@ from shmwasm import core
 from shmwasm.core import layout
 
 ROOT = Path(__file__).resolve().parents[3]
-HEADER = Path(core.__file__).with_name("core.h")
+HEADERS = "".join(Path(core.__file__).with_name(name).read_text() for name in ("core.h", "ring.h"))
 
 
 def load_tool(name):
@@ -21,13 +21,13 @@ def load_tool(name):
     return module
 
 
-def test_layout_follows_from_the_c_header():
-    generated = load_tool("generate_layout").generate(HEADER.read_text())
+def test_layout_follows_from_the_c_headers():
+    generated = load_tool("generate_layout").generate(HEADERS)
     assert Path(layout.__file__).read_text() == generated
 
 
-def test_every_constant_of_the_c_header_is_in_the_layout():
-    defined = set(re.findall(r"^#define (\w+) \S", HEADER.read_text(), re.MULTILINE))
+def test_every_constant_of_the_c_headers_is_in_the_layout():
+    defined = set(re.findall(r"^#define (\w+) \S", HEADERS, re.MULTILINE))
     assert defined == {name for name in vars(layout) if name.isupper()}
 
 

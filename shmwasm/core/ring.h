@@ -1,0 +1,114 @@
+/* The call ring: how a client's calls reach one worker, and every constant of it that C and Python share.
+ *
+ * This file is the specification; `tools/generate_layout.py` turns its `#define`s into constants of `shmwasm/core/layout.py`.
+ *
+ * A ring is one segment, shared by one client and one worker, mapped into the memory of each one's core and into no guest's. The
+ * client's calls take its slots in turn, and the worker runs them in that order. All numbers are little-endian.
+ *
+ *   offset                  size                what
+ *   0                       RING_FIRST_SLOT     header
+ *   RING_FIRST_SLOT         slot_size * SLOTS   the slots
+ *   RING_BATCHES            RING_BATCH_SIZE *   buffers for batches: the arguments of many calls as columns of cells, and their
+ *                           BATCH_BUFFERS       results
+ *
+ * Header; a line of 64 bytes for each word that one side writes while the other one polls:
+ *   offset  size  field       meaning
+ *   0       8     magic       RING_MAGIC
+ *   8       4     version     RING_VERSION
+ *   12      4     slot_size   bytes of a slot, a multiple of 64
+ *   64      4     submitted   how many calls the client has submitted; the next one takes the slot `submitted % RING_SLOTS`
+ *   128     4     taken       how many calls the worker has taken; written by the worker
+ *   132     4     ended       how many calls have ended; written by the worker
+ *   136     4     watched     not 0 once the worker has a thread that interrupts calls; written by the worker
+ *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
+ *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
+ *                             call (atomic)
+ *   320     4     attention   the client has sent a message beside the ring: the worker reads that before its next call (atomic)
+ *   324     4     spin        how often the worker looks at the next slot before it parks; written by the client
+ *
+ * Slot:
+ *   offset  size  field       meaning
+ *   0       4     state       see below (atomic; also the word that a waiting client sleeps on)
+ *   4       4     waiting     the client sleeps on `state`, or is about to (atomic)
+ *   8       4     sequence    the call's number: `submitted` before it was submitted
+ *   12      4     export      what to call: its place among the exported functions
+ *   16      4     flags       CALL_ASYNCHRONOUS | CALL_TIMED (atomic)
+ *   20      4     status      how it ended: CALL_RETURNED and so on
+ *   24      4     count       0 for a single call; otherwise the calls of a batch
+ *   28      4     progress    how many calls of a batch have returned
+ *   32      4     arguments   of a batch: where its columns of arguments start, in bytes from the ring's first
+ *   36      4     results     likewise
+ *   40      8     when        the client's clock at the submission, in nanoseconds
+ *   64      8*n   cells       arguments, then results in their place: each the bits of one number
+ *
+ * States of a slot, and who moves it on:
+ *
+ *   EMPTY --client--> SUBMITTED --worker--> RUNNING --worker--> ENDED --client--> EMPTY
+ *                     SUBMITTED --client--> CANCELLED --worker--> ENDED
+ *                                           RUNNING --client--> INTERRUPTING --worker--> ENDED
+ *
+ * Where both may move a state on, each does so by compare-and-swap, so that one of them wins and the other one knows. A process
+ * that dies leaves its last state behind: RUNNING and INTERRUPTING was in flight, SUBMITTED and CANCELLED never began, and what is
+ * ENDED has results.
+ */
+#ifndef SHMWASM_RING_H
+#define SHMWASM_RING_H
+
+#define RING_MAGIC 0x314c4c4143534d53 /* the ASCII characters SMSCALL1 */
+#define RING_VERSION 1
+#define RING_SIZE 5242880
+#define RING_SLOTS 64
+#define RING_FIRST_SLOT 4096
+#define RING_SLOT_HEADER 64
+#define RING_MAXIMUM_CELLS 2000 /* WebAssembly allows a function 1000 parameters and 1000 results */
+#define RING_BATCHES 1048576
+#define RING_BATCH_SIZE 1048576
+#define RING_BATCH_BUFFERS 4
+
+#define CALL_EMPTY 0
+#define CALL_SUBMITTED 1
+#define CALL_RUNNING 2
+#define CALL_INTERRUPTING 3
+#define CALL_CANCELLED 4
+#define CALL_ENDED 5
+
+#define CALL_ASYNCHRONOUS 1 /* nobody waits for this very call: the receiver collects it */
+#define CALL_TIMED 2        /* it may have to be interrupted */
+
+/* How a call ended. */
+#define CALL_RETURNED 0
+#define CALL_TRAPPED 1
+#define CALL_OVERDUE 2   /* interrupted */
+#define CALL_WITHDRAWN 3 /* cancelled before it began */
+
+/* What submitting and waiting answer; RING_DOORBELL may be added: the worker is parked and must be woken. */
+#define RING_DONE 0
+#define RING_PENDING 1
+#define RING_FULL 2
+#define RING_LOST 3      /* the slot holds another call: this one was collected */
+#define RING_DOORBELL 16
+
+/* Why the worker's code returns to its host, where other answers are the address of a slot to run. */
+#define RING_PARK 0
+#define RING_ATTENTION 1
+#define RING_WATCH 2     /* a thread that interrupts is needed first */
+#define RING_PAUSE 3     /* so many calls were run that the host should look at its channels */
+#define RING_CALLS_AT_A_TIME 1024
+
+/* A request: what the client's host and its core pass each other about one call, in the core's own memory.
+ *   offset  size  field       meaning
+ *   0       4     sequence    the call's number; the core's answer to a submission
+ *   4       4     export      as in the slot, like flags, count, arguments, results and when
+ *   8       4     flags
+ *   12      4     cells_in    how many cells are arguments
+ *   16      4     cells_out   how many are results
+ *   20      4     status      as in the slot, once the call has ended
+ *   24      4     count
+ *   28      4     progress
+ *   32      4     arguments
+ *   36      4     results
+ *   40      8     when
+ *   64      8*n   cells       arguments, and in their place results */
+#define REQUEST_CELLS 64
+
+#endif
