@@ -72,6 +72,9 @@ INVARIANTS: Final = {
 """What should hold, by what `verify` found broken."""
 
 
+RING_FUNCTIONS: Final = ("ring_next", "ring_end")
+
+
 class AllocatorStatistics(NamedTuple):
     """What a heap's metadata says. Slabs have 64 KiB; "own" means this process's.
 
@@ -142,6 +145,8 @@ class Core:
         self._closed: str | None = None
         exports = wasmtime.Instance(store, module, _imports(store, module, weakref.ref(self))).exports(store)
         functions = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Func) and name is not None}
+        self.ring_exports: dict[str, wasmtime.Func | wasmtime.Memory] = {name: functions[name] for name in RING_FUNCTIONS}
+        """What a dispatcher in the same store imports, by name."""
         self._functions = {name: CoreFunction(store, item, self.lock) for name, item in functions.items()}
         self.guest_functions: dict[str, wasmtime.Func] = {name: functions[name] for name in GUEST_FUNCTIONS}
         """To be linked as imports of guests in the same store, by name."""
@@ -149,6 +154,7 @@ class Core:
         """What 64-bit guests get instead under the same names."""
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
+        self.ring_exports["memory"] = memory
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
         self.call("initialize")
         self.own(owner)

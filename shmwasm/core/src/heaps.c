@@ -17,8 +17,7 @@ u8 class_of_granules[MAXIMUM_SMALL / GRANULE + 1];
 
 #define PAGE 65536u
 
-/* Zeroed memory that is never given back: a slot keeps it for the next heap. Null if the engine refuses to grow. */
-static void *new_memory(u32 bytes) {
+void *new_memory(u32 bytes) {
     static u32 next, end;
     if (next == 0) {
         extern u8 __heap_base;
@@ -39,7 +38,7 @@ static void *new_memory(u32 bytes) {
 
 #include <stdlib.h>
 
-static void *new_memory(u32 bytes) { return calloc(1, bytes); }
+void *new_memory(u32 bytes) { return calloc(1, bytes); }
 
 #endif
 

@@ -63,6 +63,10 @@ INLINE void clear_words(u64 *words, u32 count) {
     for (u32 i = 0; i < count; i++) plain_store(&words[i], 0);
 }
 
+/* Zeroed memory of the core's own that is never given back: whoever gets some keeps it for the next of its kind. Null if the engine
+ * refuses to grow. */
+void *new_memory(u32 bytes);
+
 INLINE u32 sections(u32 bytes) { return (bytes + SECTION_ALIGNMENT - 1) & ~(u32)(SECTION_ALIGNMENT - 1); }
 
 #endif

@@ -80,6 +80,11 @@ u32 EXPORT(ring_format)(call_ring *ring, u32 cells) {
 
 /* ---------------------------------------------------------------- the client */
 
+/* Room for requests of up to so many cells, to be used for one after another. Null if there is no more. */
+call_request *EXPORT(ring_new_request)(u32 cells) {
+    return cells > RING_MAXIMUM_CELLS ? NULL : new_memory(REQUEST_CELLS + cells * 8);
+}
+
 /* Submits a call. The client calls this from one thread at a time, so its calls are numbered as they are submitted. */
 u32 EXPORT(ring_submit)(call_ring *ring, call_request *request) {
     call_slot *slot = slot_of(ring, ring->submitted);
