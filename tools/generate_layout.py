@@ -1,4 +1,4 @@
-"""Write shmwasm/core/layout.py from the constants of shmwasm/core/core.h and ring.h: `python tools/generate_layout.py [--check]`."""
+"""Write shmwasm/core/layout.py from the constants of core.h and ring.h beside it: `python tools/generate_layout.py [--check]`."""
 
 from __future__ import annotations
 

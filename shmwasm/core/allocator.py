@@ -484,13 +484,19 @@ def _imports(store: wasmtime.Store, module: wasmtime.Module, reference: weakref.
     def scrub(address: int, size: int) -> None:
         core().hooks.scrub(AppAddress(unsigned32(address)), unsigned32(size))
 
+    def wake(slot: int) -> None:
+        core().hooks.wake(unsigned32(slot))
+
+    def absorb() -> None:
+        core().hooks.absorb()
+
     functions: dict[str, Callable[..., int | None]] = {
         "lease": lease,
         "release": release,
         "refuse": refuse,
         "scrub": scrub,
-        "ring_wake": lambda slot: core().hooks.wake(unsigned32(slot)),
-        "ring_absorb": lambda: core().hooks.absorb(),
+        "ring_wake": wake,
+        "ring_absorb": absorb,
     }
     found: list[wasmtime.Func] = []
     for wanted in module.imports:

@@ -56,14 +56,14 @@
 
 #define RING_MAGIC 0x314c4c4143534d53 /* the ASCII characters SMSCALL1 */
 #define RING_VERSION 1
-#define RING_SIZE 5242880
+#define RING_SIZE 1638400
 #define RING_SLOTS 64
 #define RING_FIRST_SLOT 4096
 #define RING_SLOT_HEADER 64
-#define RING_MAXIMUM_CELLS 2000 /* WebAssembly allows a function 1000 parameters and 1000 results */
-#define RING_BATCHES 1048576
-#define RING_BATCH_SIZE 1048576
-#define RING_BATCH_BUFFERS 4
+#define RING_MAXIMUM_CELLS 1000 /* as many parameters, or results, as WebAssembly allows a function */
+#define RING_BATCHES 589824
+#define RING_BATCH_SIZE 524288
+#define RING_BATCH_BUFFERS 2
 
 #define CALL_EMPTY 0
 #define CALL_SUBMITTED 1
@@ -85,7 +85,8 @@
 #define RING_DONE 0
 #define RING_PENDING 1
 #define RING_FULL 2
-#define RING_LOST 3      /* the slot holds another call: this one was collected */
+#define RING_FAILED 3    /* done, and the status tells how it ended */
+#define RING_LOST 4      /* the slot holds another call: this one was collected; or there is no ring any more */
 #define RING_DOORBELL 16
 
 /* Why the worker's code returns to its host, where other answers are the address of a slot to run. */

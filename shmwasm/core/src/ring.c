@@ -87,6 +87,7 @@ call_request *EXPORT(ring_new_request)(u32 cells) {
 
 /* Submits a call. The client calls this from one thread at a time, so its calls are numbered as they are submitted. */
 u32 EXPORT(ring_submit)(call_ring *ring, call_request *request) {
+    if (ring == NULL) return RING_LOST;
     call_slot *slot = slot_of(ring, ring->submitted);
     if (load(&slot->state) != CALL_EMPTY) return RING_FULL;
     request->sequence = slot->sequence = ring->submitted;
@@ -124,7 +125,7 @@ u32 EXPORT(ring_wait)(call_ring *ring, call_request *request, u32 looks) {
         if (load(&slot->state) == CALL_ENDED) {
             if (slot->sequence != request->sequence) return RING_LOST;
             collect(slot, request);
-            return RING_DONE;
+            return request->status == CALL_RETURNED ? RING_DONE : RING_FAILED;
         }
     } while (looks--);
     return RING_PENDING;
