@@ -140,6 +140,8 @@ class Core:
         self.hooks = hooks
         self.lock = threading.RLock()
         self._store = store
+        self.requests: dict[int, list[int]] = {}
+        """Call requests that no ring uses at present, by how many cells they have; see `rings`."""
         self._slots: dict[int, HeapSlot] = {}
         self._windows: dict[int, int] = {}
         self._closed: str | None = None
@@ -251,6 +253,14 @@ class Core:
         """Undo `map_metadata`."""
         end = self._windows.pop(window)
         unmap_fixed(NativeAddress(self._base + window), end - window)
+
+    def native_address(self, place: int) -> NativeAddress:
+        """Return where this process has what lies at `place` in the core's memory."""
+        return NativeAddress(self._base + place)
+
+    def view(self, place: int, size: int) -> memoryview:
+        """Return `size` bytes of the core's memory; they must not be touched once they were unmapped, or the store is gone."""
+        return memoryview((ctypes.c_char * size).from_address(self._base + place)).cast("B")
 
 
 class HeapSlot:

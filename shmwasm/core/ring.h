@@ -17,14 +17,16 @@
  *   8       4     version     RING_VERSION
  *   12      4     slot_size   bytes of a slot, a multiple of 64
  *   64      4     submitted   how many calls the client has submitted; the next one takes the slot `submitted % RING_SLOTS`
+ *   68      4     patience    how often the client looks for the end of a call before it does without looking
+ *   72      4     misses      how many calls in a row that was not often enough for
  *   128     4     taken       how many calls the worker has taken; written by the worker
- *   132     4     ended       how many calls have ended; written by the worker
- *   136     4     watched     not 0 once the worker has a thread that interrupts calls; written by the worker
+ *   132     4     run         how many of them since it looked at its channels; written by the worker
  *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
  *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
  *                             call (atomic)
  *   320     4     attention   the client has sent a message beside the ring: the worker reads that before its next call (atomic)
  *   324     4     spin        how often the worker looks at the next slot before it parks; written by the client
+ *   384     4     watched     not 0 once the worker has a thread that interrupts calls; written by the worker (atomic)
  *
  * Slot:
  *   offset  size  field       meaning
@@ -39,6 +41,7 @@
  *   32      4     arguments   of a batch: where its columns of arguments start, in bytes from the ring's first
  *   36      4     results     likewise
  *   40      8     when        the client's clock at the submission, in nanoseconds
+ *   48      4     cells_out   how many cells are results
  *   64      8*n   cells       arguments, then results in their place: each the bits of one number
  *
  * States of a slot, and who moves it on:
@@ -73,7 +76,7 @@
 #define CALL_ENDED 5
 
 #define CALL_ASYNCHRONOUS 1 /* nobody waits for this very call: the receiver collects it */
-#define CALL_TIMED 2        /* it may have to be interrupted */
+#define CALL_TIMED 2        /* it may have to be interrupted: it waits until there is who interrupts it */
 
 /* How a call ended. */
 #define CALL_RETURNED 0
@@ -96,6 +99,12 @@
 #define RING_PAUSE 3     /* so many calls were run that the host should look at its channels */
 #define RING_CALLS_AT_A_TIME 1024
 
+/* A client whose calls take longer than it is patient for, so many times in a row, looks only a moment for the end of the next ones,
+ * and is patient with one in so many, to see whether that is still so. */
+#define RING_MISSES 4
+#define RING_MOMENT 16 /* the part of its patience that this is */
+#define RING_PROBE 32
+
 /* A request: what the client's host and its core pass each other about one call, in the core's own memory.
  *   offset  size  field       meaning
  *   0       4     sequence    the call's number; the core's answer to a submission
@@ -109,7 +118,11 @@
  *   32      4     arguments
  *   36      4     results
  *   40      8     when
- *   64      8*n   cells       arguments, and in their place results */
-#define REQUEST_CELLS 64
+ *   48      4     ring        where the ring is, or 0 once there is none any more
+ *   64      16    host        the host's: it calls the core with this as the array of arguments, so that it fills in one go
+ *                             whatever differs from call to call
+ *   80      8*n   cells       arguments, and in their place results */
+#define REQUEST_HOST 64
+#define REQUEST_CELLS 80
 
 #endif

@@ -18,30 +18,36 @@ typedef struct {
     u64 magic;
     u32 version, slot_size;
     _Alignas(64) u32 submitted;
+    u32 patience, misses;
     _Alignas(64) u32 taken;
-    u32 ended, watched, run;
+    u32 run;
     _Alignas(64) u32 parked;
     _Alignas(64) u32 notify;
     _Alignas(64) u32 attention;
     u32 spin;
+    _Alignas(64) u32 watched;
 } call_ring;
 
 typedef struct {
     u32 state, waiting, sequence, export, flags, status, count, progress, arguments, results;
     u64 when;
+    u32 cells_out;
     _Alignas(64) u64 cells[];
 } call_slot;
 
 typedef struct {
     u32 sequence, export, flags, cells_in, cells_out, status, count, progress, arguments, results;
     u64 when;
-    _Alignas(64) u64 cells[];
+    call_ring *ring;
+    _Alignas(64) u64 host[2];
+    u64 cells[];
 } call_request;
 
-_Static_assert(offsetof(call_ring, submitted) == 64 && offsetof(call_ring, watched) == 136, "the header is as ring.h says");
-_Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, spin) == 324, "the header is as ring.h says");
-_Static_assert(offsetof(call_slot, when) == 40 && offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
-_Static_assert(offsetof(call_request, when) == 40 && offsetof(call_request, cells) == REQUEST_CELLS, "and the request");
+_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, run) == 132, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, watched) == 384, "the header is as ring.h says");
+_Static_assert(offsetof(call_slot, cells_out) == 48 && offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
+_Static_assert(offsetof(call_request, ring) == 48 && offsetof(call_request, host) == REQUEST_HOST, "the request is as ring.h says");
+_Static_assert(offsetof(call_request, cells) == REQUEST_CELLS, "the request is as ring.h says");
 
 /* Wakes whoever sleeps on a slot's state, or, for null, the client's receiver. */
 IMPORT(ring_wake) void ring_wake(call_slot *slot);
@@ -78,80 +84,97 @@ u32 EXPORT(ring_format)(call_ring *ring, u32 cells) {
     return STATUS_OK;
 }
 
-/* ---------------------------------------------------------------- the client */
+/* ---------------------------------------------------------------- the client
+ *
+ * One thread at a time runs any of this, so what only the client writes needs no care: `submitted`, a slot's sequence and flags, and
+ * that a slot is empty. */
 
 /* Room for requests of up to so many cells, to be used for one after another. Null if there is no more. */
 call_request *EXPORT(ring_new_request)(u32 cells) {
     return cells > RING_MAXIMUM_CELLS ? NULL : new_memory(REQUEST_CELLS + cells * 8);
 }
 
-/* Submits a call. The client calls this from one thread at a time, so its calls are numbered as they are submitted. */
-u32 EXPORT(ring_submit)(call_ring *ring, call_request *request) {
+/* Submits a call. The calls are numbered as they are submitted. */
+u32 EXPORT(ring_submit)(call_request *request) {
+    call_ring *ring = request->ring;
     if (ring == NULL) return RING_LOST;
     call_slot *slot = slot_of(ring, ring->submitted);
-    if (load(&slot->state) != CALL_EMPTY) return RING_FULL;
-    request->sequence = slot->sequence = ring->submitted;
+    /* Only the client empties a slot, so what the worker did with it was seen when it was emptied. */
+    if (plain_load(&slot->state) != CALL_EMPTY) return RING_FULL;
+    request->sequence = slot->sequence = ring->submitted++;
     slot->export = request->export;
-    slot->status = CALL_RETURNED;
     slot->count = request->count;
     slot->progress = 0;
     slot->arguments = request->arguments;
     slot->results = request->results;
     slot->when = request->when;
+    slot->cells_out = request->cells_out;
     for (u32 i = 0; i < request->cells_in; i++) slot->cells[i] = request->cells[i];
-    store(&slot->flags, request->flags);
-    store(&slot->waiting, 0);
-    ring->submitted++;
-    /* Publishes all of the above: the worker reads none of it before it sees this. */
+    /* These two the worker may still be reading for the call that was here before: see `announce_end`. */
+    plain_store(&slot->flags, request->flags);
+    plain_store(&slot->waiting, 0);
+    /* Publishes all of the above: the worker reads it after its compare-and-swap of the state. A client that dies before this has
+     * submitted nothing, one that dies after it has submitted all of it. */
     store(&slot->state, CALL_SUBMITTED);
     return RING_PENDING | (load(&ring->parked) ? RING_DOORBELL : 0);
 }
 
 /* Takes the results of a call that has ended, and empties its slot. */
-static void collect(call_slot *slot, call_request *request) {
+INLINE u32 collect(call_slot *slot, call_request *request) {
     request->status = slot->status;
     request->progress = slot->progress;
-    request->count = slot->count;
     request->when = slot->when;
     for (u32 i = 0; i < request->cells_out; i++) request->cells[i] = slot->cells[i];
-    /* Gives the slot to the next call. A client that dies before this leaves a ring that nobody uses any more. */
-    store(&slot->state, CALL_EMPTY);
+    /* Not published to anybody: the worker takes an empty slot for one with nothing to run, like one that has ended. */
+    plain_store(&slot->state, CALL_EMPTY);
+    return request->status == CALL_RETURNED ? RING_DONE : RING_FAILED;
 }
 
-/* Waits for the call of `request` by looking at it so many times more. */
-u32 EXPORT(ring_wait)(call_ring *ring, call_request *request, u32 looks) {
-    call_slot *slot = slot_of(ring, request->sequence);
+/* Waits for the call of `request` by looking at it so many times more than once. */
+u32 EXPORT(ring_wait)(call_request *request, u32 looks) {
+    if (request->ring == NULL) return RING_LOST;
+    call_slot *slot = slot_of(request->ring, request->sequence);
+    if (slot->sequence != request->sequence) return RING_LOST;
     do {
-        if (load(&slot->state) == CALL_ENDED) {
-            if (slot->sequence != request->sequence) return RING_LOST;
-            collect(slot, request);
-            return request->status == CALL_RETURNED ? RING_DONE : RING_FAILED;
-        }
+        u32 state = load(&slot->state);
+        if (state == CALL_ENDED) return collect(slot, request);
+        if (state == CALL_EMPTY) return RING_LOST;
     } while (looks--);
     return RING_PENDING;
 }
 
-/* Submits a call and waits for it by looking at it so many times. */
-u32 EXPORT(ring_call)(call_ring *ring, call_request *request, u32 looks) {
-    u32 answer = ring_submit(ring, request);
-    return answer == RING_PENDING ? ring_wait(ring, request, looks) : answer;
+/* Submits a call, and waits for it as long as that seems worth it. */
+u32 EXPORT(ring_call)(call_request *request) {
+    u32 answer = ring_submit(request);
+    if (answer != RING_PENDING) return answer;
+    call_ring *ring = request->ring;
+    u32 misses = ring->misses, patient = misses < RING_MISSES || misses % RING_PROBE == 0;
+    answer = ring_wait(request, patient ? ring->patience : ring->patience / RING_MOMENT);
+    ring->misses = answer == RING_PENDING ? misses + 1 : 0;
+    return answer;
 }
 
 /* Says that the client is about to sleep until the call ends. Returns the address of the word to sleep on while it holds what is in
- * `request->status` then, or null: the call has ended. */
-u32 *EXPORT(ring_doze)(call_ring *ring, call_request *request) {
-    call_slot *slot = slot_of(ring, request->sequence);
+ * `request->status` then, or null: there is no need to, and `ring_wait` tells why. */
+u32 *EXPORT(ring_doze)(call_request *request) {
+    if (request->ring == NULL) return NULL;
+    call_slot *slot = slot_of(request->ring, request->sequence);
+    if (slot->sequence != request->sequence) return NULL;
+    /* Pairs with `announce_end`. */
     store(&slot->waiting, 1);
     request->status = load(&slot->state);
-    return request->status == CALL_ENDED ? NULL : &slot->state;
+    return request->status == CALL_ENDED || request->status == CALL_EMPTY ? NULL : &slot->state;
 }
 
-/* Takes any asynchronous call that has ended, from the slot `first` on; returns its slot, or RING_SLOTS if there is none. */
-u32 EXPORT(ring_collect)(call_ring *ring, call_request *request, u32 first) {
+/* Takes any asynchronous call that has ended, from the slot `first` on; returns its slot, or RING_SLOTS if there is none. The request
+ * has room for the results of every call. */
+u32 EXPORT(ring_collect)(call_request *request, u32 first) {
+    if (request->ring == NULL) return RING_SLOTS;
     for (u32 i = first; i < RING_SLOTS; i++) {
-        call_slot *slot = slot_of(ring, i);
-        if (load(&slot->state) != CALL_ENDED || !(load(&slot->flags) & CALL_ASYNCHRONOUS)) continue;
+        call_slot *slot = slot_of(request->ring, i);
+        if (load(&slot->state) != CALL_ENDED || !(plain_load(&slot->flags) & CALL_ASYNCHRONOUS)) continue;
         request->sequence = slot->sequence;
+        request->cells_out = slot->cells_out;
         collect(slot, request);
         return i;
     }
@@ -162,49 +185,72 @@ u32 EXPORT(ring_collect)(call_ring *ring, call_request *request, u32 first) {
  * it sleeps. */
 void EXPORT(ring_ask)(call_ring *ring) { store(&ring->notify, 1); }
 
-/* Leaves a call that somebody waited for to the receiver, who is to look for ended calls after this. */
-void EXPORT(ring_leave)(call_ring *ring, u32 sequence) {
+/* Leaves a call that somebody waited for to the receiver. Returns whether it has ended already: then nobody may have told the
+ * receiver, and whoever leaves it sees to that. */
+u32 EXPORT(ring_leave)(call_ring *ring, u32 sequence) {
     call_slot *slot = slot_of(ring, sequence);
-    store(&slot->flags, load(&slot->flags) | CALL_ASYNCHRONOUS);
+    if (slot->sequence != sequence) return 0;
+    /* Pairs with `announce_end`: the flags are to the leaver what `waiting` is to a sleeper. */
+    store(&slot->flags, slot->flags | CALL_ASYNCHRONOUS);
+    return load(&slot->state) == CALL_ENDED;
 }
 
 /* Ends a call early. Returns CALL_CANCELLED if it had not begun, and will not; CALL_INTERRUPTING if it runs: the client now owes the
- * worker one tick; else 0: it has ended, or is ending for another reason. */
+ * worker one tick; CALL_RUNNING if it runs and there is no way to stop it; CALL_EMPTY if there is nothing to do: it has ended, or is
+ * being ended, or is another one by now. */
 u32 EXPORT(ring_end_early)(call_ring *ring, u32 sequence, u32 only_waiting) {
     call_slot *slot = slot_of(ring, sequence);
-    if (slot->sequence != sequence) return 0;
+    if (slot->sequence != sequence) return CALL_EMPTY;
+    /* Against `ring_next`: either it takes the call, and the next line finds it running, or it finds it cancelled. */
     if (change(&slot->state, CALL_SUBMITTED, CALL_CANCELLED)) return CALL_CANCELLED;
-    if (!only_waiting && change(&slot->state, CALL_RUNNING, CALL_INTERRUPTING)) return CALL_INTERRUPTING;
-    return 0;
+    /* A call that is timed has somebody who interrupts it; any other has one if a timed one came before it. */
+    if (only_waiting || !load(&ring->watched)) return load(&slot->state) == CALL_RUNNING ? CALL_RUNNING : CALL_EMPTY;
+    /* Against `ring_end`: either it ends the call, and no tick is sent, or it waits for the tick. So a tick hits no other call. A
+     * client that dies before it has sent the tick leaves a worker that waits for it, and that is ended like all of a client's. */
+    return change(&slot->state, CALL_RUNNING, CALL_INTERRUPTING) ? CALL_INTERRUPTING : CALL_EMPTY;
 }
 
-/* The state of a call, for when the worker is gone. */
-u32 EXPORT(ring_state)(call_ring *ring, u32 sequence) { return load(&slot_of(ring, sequence)->state); }
+/* The state of a call; CALL_EMPTY once it was collected. */
+u32 EXPORT(ring_state)(call_ring *ring, u32 sequence) {
+    call_slot *slot = slot_of(ring, sequence);
+    return slot->sequence == sequence ? load(&slot->state) : CALL_EMPTY;
+}
 
-/* Tells the worker that a message waits for it beside the ring. */
+/* Tells the worker that a message waits for it beside the ring; called when it was sent. */
 void EXPORT(ring_call_attention)(call_ring *ring) { store(&ring->attention, 1); }
 
 /* How often the worker is to look for a call before it parks. */
-void EXPORT(ring_set_spin)(call_ring *ring, u32 looks) { store(&ring->spin, looks); }
+void EXPORT(ring_set_spin)(call_ring *ring, u32 looks) { plain_store(&ring->spin, looks); }
+
+/* How often the client is to look for the end of a call in `ring_call`. */
+void EXPORT(ring_set_patience)(call_ring *ring, u32 looks) {
+    ring->patience = looks;
+    ring->misses = 0;
+}
 
 /* ---------------------------------------------------------------- the worker */
 
 /* After an end was published. From then on the slot is the client's, who may submit in it at once: a wake-up that finds another call
- * is one too many, and harms nobody. The flags are read this late for the sake of a client that leaves its call to the receiver. */
-static void announce_end(call_ring *ring, call_slot *slot) {
-    store(&ring->ended, ring->ended + 1);
+ * is one too many, and harms nobody, as nobody sleeps for a call that was collected. The flags are read this late for the sake of a
+ * client that leaves its call to the receiver. A worker that dies before it wakes is missed by the client, who watches it. */
+INLINE void announce_end(call_ring *ring, call_slot *slot) {
     if (load(&slot->flags) & CALL_ASYNCHRONOUS) {
+        /* Only one end answers a request to be woken; the receiver looks at all of them. */
         if (load(&ring->notify) && exchange_word(&ring->notify, 0)) ring_wake(NULL);
     } else if (load(&slot->waiting)) {
         ring_wake(slot);
     }
 }
 
-/* Ends the call in `slot`. With `interrupted` its tick has ended it; without, a tick that is on its way must not hit the next call. */
+/* Ends the call in `slot`, unless it has ended already. With `interrupted` its tick has arrived; without, one that is on its way must
+ * not hit the next call. An engine lets a tick trap at a function's entry and in loops: not between here and `ring_absorb`. */
 void EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrupted) {
+    u32 state = load(&slot->state);
+    if (state != CALL_RUNNING && state != CALL_INTERRUPTING) return;
     slot->status = status;
-    /* Publishes the status, the results and the progress. */
-    if (interrupted || !change(&slot->state, CALL_RUNNING, CALL_ENDED)) {
+    /* Publishes the status, the results and the progress: the client reads them after it has seen this. A worker that dies before
+     * it was running the call. */
+    if (!change(&slot->state, CALL_RUNNING, CALL_ENDED)) {
         if (!interrupted) ring_absorb();
         store(&slot->state, CALL_ENDED);
     }
@@ -213,7 +259,7 @@ void EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrup
 
 /* Takes the next call, and returns its slot; or returns why not. */
 uintptr_t EXPORT(ring_next)(call_ring *ring) {
-    u32 looks = load(&ring->spin);
+    u32 looks = plain_load(&ring->spin);
     for (;;) {
         if (load(&ring->attention)) return RING_ATTENTION;
         call_slot *slot = slot_of(ring, ring->taken);
@@ -224,12 +270,13 @@ uintptr_t EXPORT(ring_next)(call_ring *ring) {
                 ring->run = 0;
                 return RING_PAUSE;
             }
+            /* Against `ring_end_early`, which may have cancelled it this very moment. */
             if (change(&slot->state, CALL_SUBMITTED, CALL_RUNNING)) {
                 ring->run++;
                 ring->taken++;
                 return (uintptr_t)slot;
             }
-            break; /* it was cancelled this very moment */
+            break;
         case CALL_CANCELLED:
             slot->status = CALL_WITHDRAWN;
             ring->taken++;
@@ -260,4 +307,4 @@ void EXPORT(ring_unpark)(call_ring *ring) { store(&ring->parked, 0); }
 void EXPORT(ring_attend)(call_ring *ring) { store(&ring->attention, 0); }
 
 /* There is a thread that interrupts calls now. */
-void EXPORT(ring_watch)(call_ring *ring) { ring->watched = 1; }
+void EXPORT(ring_watch)(call_ring *ring) { store(&ring->watched, 1); }

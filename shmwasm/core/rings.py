@@ -1,0 +1,555 @@
+"""Call rings in Python: the client's end, which submits calls and waits for them, and the worker's, which runs them.
+
+Theory
+------
+`ring.h` is the specification, `ring.c` does the work on both sides. A call takes the client three steps: pack the arguments into
+core memory, enter the core once (it submits the call and looks for its end), unpack the results. `ClientRing.call_function` does
+just that, and leaves whatever does not go so smoothly to a slower function.
+
+What the two sides tell each other beside the ring (doorbell, completion, interrupt) is up to the callers: here nothing sleeps.
+
+Locking
+-------
+What the client's side of the core does in one call is atomic (see `calls`), and a `Request`, where arguments and results pass,
+belongs to one thread from `request` to `give`. Requests are core memory, which is never given back: a closed ring leaves them to
+the next. By then they name no ring, so that a function that somebody has kept for longer reaches none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import wasmtime
+
+from shmwasm.addresses import NativeAddress
+from shmwasm.core import layout
+from shmwasm.core.calls import invoke, one_at_a_time, pointer
+from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
+from shmwasm.posix.mappings import map_anywhere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from shmwasm.core.allocator import Core
+    from shmwasm.core.dispatching import Signature
+
+CELL: Final = 8
+"""Bytes of a cell."""
+
+UNSIGNED_CELLS: Final = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
+"""A cell's `struct` format for each type."""
+
+SIGNED_CELLS: Final = {"i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d"}
+"""The same, integers signed."""
+
+UNPACKED: Final = -1
+"""No answer: the arguments could not be packed as they are, and nothing was submitted."""
+
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_BUFFERS_SIZE: Final = layout.RING_BATCH_BUFFERS * layout.RING_BATCH_SIZE
+_HOST: Final = "<I12x"
+"""A core function's array of arguments, for one that takes a request, and then its answer."""
+
+_CELLS: Final = layout.REQUEST_CELLS - layout.REQUEST_HOST
+_NO_SEQUENCE: Final = 0xFFFF_FFFF
+
+# A request's fields, in words from its first.
+_SEQUENCE, _EXPORT, _FLAGS, _CELLS_IN, _CELLS_OUT, _STATUS, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS, _WHEN, _, _RING = range(13)
+
+
+class _NoKind:
+    """The type of what takes and returns nothing in a request's own cells."""
+
+    parameters: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+
+
+_NO_KIND: Final = _NoKind()
+
+
+def arguments_format(kind: Signature, cells: dict[str, str] = UNSIGNED_CELLS) -> str:
+    """Return the `struct` format of the cells of a call's arguments."""
+    return "".join(cells[value] for value in kind.parameters)
+
+
+def results_format(kind: Signature) -> str:
+    """Return the `struct` format of the cells of its results: integers come out signed."""
+    return "".join(SIGNED_CELLS[value] for value in kind.results)
+
+
+class EndedCall(NamedTuple):
+    """An asynchronous call that has ended."""
+
+    sequence: int
+    status: int
+    """How it ended: `layout.CALL_RETURNED` and so on."""
+    progress: int
+    """Of a batch: how many of its calls have returned."""
+    cells: bytes
+    """The results, for `results_format`; meaningless unless it returned."""
+    when: int
+    """What the client's clock was at the submission."""
+
+
+class Request:
+    """Core memory for one call's arguments and results. Made by `ClientRing.request`.
+
+    Attributes:
+        memory: From the host's cell on; the call's cells follow it.
+        place: Where the request lies in the core's memory.
+        arguments: What a core function that takes this request is called with.
+        capacity: How many cells there is room for.
+        pool: Where it is while nobody uses it.
+    """
+
+    __slots__ = ("_pack", "_pack_signed", "_unpack", "_words", "arguments", "capacity", "memory", "place", "pool")
+
+    def __init__(self, core: Core, place: int, capacity: int, kind: Signature, pool: list[Request]) -> None:
+        self.place = place
+        self.pool = pool
+        self.capacity = capacity
+        self.memory = core.view(place + layout.REQUEST_HOST, _CELLS + CELL * capacity)
+        self.arguments = pointer(core.native_address(place + layout.REQUEST_HOST))
+        self._pack = struct.Struct(_HOST + arguments_format(kind)).pack_into
+        self._pack_signed = struct.Struct(_HOST + arguments_format(kind, SIGNED_CELLS)).pack_into
+        self._unpack = struct.Struct(_HOST + results_format(kind)).unpack_from
+        self._words = core.view(place, layout.REQUEST_HOST).cast("I")
+        self._words[:] = memoryview(bytes(layout.REQUEST_HOST)).cast("I")
+        self._words[_SEQUENCE] = _NO_SEQUENCE
+        self._words[_CELLS_IN], self._words[_CELLS_OUT] = len(kind.parameters), len(kind.results)
+
+    @property
+    def sequence(self) -> int:
+        """The call's number, once it was submitted."""
+        return self._words[_SEQUENCE]
+
+    @property
+    def status(self) -> int:
+        """How the call ended, once it has: `layout.CALL_RETURNED` and so on."""
+        return self._words[_STATUS]
+
+    @property
+    def progress(self) -> int:
+        """How many calls of a batch returned, once it has ended."""
+        return self._words[_PROGRESS]
+
+    def pack(self, arguments: Sequence[object]) -> bool:
+        """Take the arguments of a single call; return False unless they are numbers that fit, all unsigned or all signed."""
+        for pack in (self._pack, self._pack_signed):
+            try:
+                pack(self.memory, 0, self.place, *arguments)
+            except Exception:  # noqa: BLE001, S112  an argument's own code may raise anything
+                continue
+            return True
+        return False
+
+    def results(self) -> tuple[int | float, ...]:
+        """Return the results of a single call that returned, integers signed."""
+        results: tuple[int | float, ...] = self._unpack(self.memory)[1:]
+        return results
+
+    def cells(self) -> bytes:
+        """Return the results as they are, for `results_format`."""
+        return bytes(self.memory[_CELLS : _CELLS + CELL * self._words[_CELLS_OUT]])
+
+    def name(self, number: int) -> None:
+        """Say which function is called."""
+        self._words[_EXPORT] = number
+
+    def belong(self, ring: int) -> None:
+        """Say where the ring is; 0 for none any more."""
+        self._words[_RING] = ring
+
+    def prepare(self, flags: int, when: int = 0) -> None:
+        """Say how it is to be submitted."""
+        self._words[_FLAGS] = flags
+        self._words[_WHEN], self._words[_WHEN + 1] = when & 0xFFFF_FFFF, when >> 32
+
+    def prepare_batch(self, count: int, arguments: int, results: int) -> None:
+        """Say how many calls it is for, at least 1, and where in the ring their columns start."""
+        self._words[_COUNT], self._words[_ARGUMENTS], self._words[_RESULTS] = count, arguments, results
+
+    def ended(self) -> EndedCall:
+        """Return what was collected into it."""
+        words = self._words
+        when = words[_WHEN] | words[_WHEN + 1] << 32
+        return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
+
+
+class ClientRing:
+    """The client's end of a new ring, through which it calls the functions of one worker.
+
+    Where a method returns an answer, it is one of `layout.RING_DONE` and its neighbours; `RING_DOORBELL` may be added to
+    `RING_PENDING`: the worker sleeps, and the caller must ring its doorbell.
+
+    Args:
+        core: The client's core.
+        cells: How many cells a call has at most: see `dispatching.cells_of`.
+
+    Attributes:
+        descriptor: The segment, to be sent to the worker. The ring's, until `close`.
+
+    Raises:
+        ArgumentError: So many cells no function has.
+        UnsupportedError: There is no room, in memory or in the core's address space.
+    """
+
+    def __init__(self, core: Core, cells: int) -> None:
+        if not 0 <= cells <= layout.RING_MAXIMUM_CELLS:
+            raise ArgumentError(f"a ring for calls of {cells} values was asked for; they have 0 to {layout.RING_MAXIMUM_CELLS}")
+        self._core = core
+        self._cells = cells
+        self._closed: str | None = None
+        self._made: list[Request] = []
+        self._pools: dict[int, list[Request]] = {}
+        self._hot_pools: list[list[Request]] = []
+        self._batches: list[Request] = []
+        self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
+        try:
+            self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
+            self.address = core.map_metadata(self.descriptor, layout.RING_SIZE)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        core.call("ring_format", self.address, cells)
+        self._submit = core.function("ring_submit")
+        self._collector = self._new_request(0, _NO_KIND, cells, [])
+
+    def call_function(
+        self,
+        number: int,
+        kind: Signature,
+        convert: Callable[[tuple[object, ...]], Sequence[int | float]],
+        finish: Callable[[Request | None, int], object],
+        *,
+        flags: int = 0,
+    ) -> Callable[..., object]:
+        """Return the function that calls one of the worker's, as quickly as it can be done.
+
+        It takes the arguments by position, and returns None, the result, or a tuple of the results. Whenever it ends by an
+        exception, a call of it that has not ended is withdrawn or left to `collect`.
+
+        Args:
+            number: Which one: its place in `dispatching.dispatched`.
+            kind: Its type.
+            convert: Makes of the arguments numbers in the ranges of their types, integers all unsigned or all signed; raises
+                unless they are as many as the parameters, and all numbers that fit. Called where packing them as they are failed.
+            finish: Returns what the call is to return, or raises; called with the request and the answer, other than RING_DONE,
+                that `submit` and one or the other look at the ring gave. The request is None if there is no ring any more. It
+                must not `give` the request.
+            flags: As in `submit`; only for calls that somebody waits for.
+        """
+        pool: list[Request] = []
+        self._hot_pools.append(pool)
+        take, give = pool.pop, pool.append
+        core_function = self._core.function("ring_call")
+        context, function, arity, trap = core_function.context, core_function.function, core_function.arity, core_function.trap
+        enter = invoke
+        pack = struct.Struct(_HOST + arguments_format(kind)).pack_into
+        unpack = struct.Struct(_HOST + results_format(kind)).unpack_from
+        only = len(kind.results) == 1
+
+        def new() -> Request:
+            request = self._new_request(number, kind, max(len(kind.parameters), len(kind.results)), pool)
+            request.prepare(flags)
+            return request
+
+        def call(*arguments: object) -> object:
+            try:
+                request = take()
+            except IndexError:
+                if self._closed is not None:
+                    return finish(None, layout.RING_LOST)
+                request = new()
+            try:
+                try:
+                    pack(request.memory, 0, request.place, *arguments)
+                except Exception:  # noqa: BLE001  an argument's own code may raise anything
+                    if not request.pack(arguments):
+                        converted = convert(arguments)
+                        assert request.pack(converted), "numbers were converted wrongly"
+                enter(context, function, request.arguments, arity, trap)
+                answer, *results = unpack(request.memory)
+                if answer:
+                    result = finish(request, answer)
+                elif only:
+                    result = results[0]
+                else:
+                    result = tuple(results) or None
+            except BaseException:
+                self._withdraw(request)
+                give(request)
+                raise
+            give(request)
+            return result
+
+        return one_at_a_time(call, self._core.lock)
+
+    def request(self, number: int, kind: Signature) -> Request:
+        """Return a request for a single call of that function, to be packed, submitted, and given back.
+
+        Raises:
+            ClosedError: The ring is closed.
+            UnsupportedError: The core's memory cannot grow.
+        """
+        pool = self._pools.setdefault(number, [])
+        try:
+            return pool.pop()
+        except IndexError:
+            return self._new_request(number, kind, max(len(kind.parameters), len(kind.results)), pool)
+
+    def batch_request(self, number: int, count: int, arguments: int, results: int) -> Request:
+        """Return a request for `count` calls, at least 1, whose columns start at these offsets in the ring's batch buffers.
+
+        Raises:
+            ClosedError: The ring is closed.
+            UnsupportedError: The core's memory cannot grow.
+        """
+        try:
+            request = self._batches.pop()
+        except IndexError:
+            request = self._new_request(number, _NO_KIND, 0, self._batches)
+        else:
+            request.name(number)
+        request.prepare_batch(count, layout.RING_BATCHES + arguments, layout.RING_BATCHES + results)
+        return request
+
+    def give(self, request: Request) -> None:
+        """Give back a request that is no longer needed: its call was waited for, left, or submitted as an asynchronous one."""
+        request.pool.append(request)
+
+    def submit(self, request: Request, flags: int = 0, when: int = 0) -> int:
+        """Submit a call: RING_PENDING, with or without RING_DOORBELL, or RING_FULL, or RING_LOST once the ring is closed.
+
+        Args:
+            request: What to call, and with what; afterwards its `sequence` is the call's number.
+            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it. `layout.CALL_TIMED`: it may have to be interrupted.
+            when: Any number, for `EndedCall.when`.
+        """
+        request.prepare(flags, when)
+        return self._core.call("ring_submit", request.place)
+
+    def wait(self, request: Request, looks: int = 0) -> int:
+        """Look whether a call has ended, `looks` times more than once: RING_DONE, RING_FAILED, RING_PENDING, or RING_LOST."""
+        return self._core.call("ring_wait", request.place, looks)
+
+    def doze(self, request: Request) -> tuple[NativeAddress, int] | None:
+        """Prepare to sleep until a call ends: return a futex, and what it holds until then; None if there is no need to."""
+        word = self._core.call("ring_doze", request.place)
+        return (self._core.native_address(word), request.status) if word else None
+
+    def ask(self) -> None:
+        """Ask for a wake-up at the next end of an asynchronous call; then `collect` once more before you sleep."""
+        self._call("ring_ask")
+
+    def collect(self) -> list[EndedCall]:
+        """Take all asynchronous calls that have ended, and make room for others."""
+        ended: list[EndedCall] = []
+        found = -1
+        with self._core.lock:  # the collector is one for all threads
+            while (found := self._core.call("ring_collect", self._collector.place, found + 1)) != layout.RING_SLOTS:
+                ended.append(self._collector.ended())
+        return ended
+
+    def leave(self, sequence: int) -> bool:
+        """Leave a call that somebody waited for to `collect`; return whether it has ended: then call `collect` at once."""
+        return bool(self._call("ring_leave", sequence))
+
+    def end_early(self, sequence: int, *, only_waiting: bool = False) -> int:
+        """End a call early, or only if it has not begun.
+
+        Returns:
+            CALL_CANCELLED: It will not begin. It ends as CALL_WITHDRAWN when its turn comes.
+            CALL_INTERRUPTING: It runs, and the worker waits for one interrupt, which the caller must send.
+            CALL_RUNNING: It runs, and cannot be interrupted, or should not.
+            CALL_EMPTY: It has ended.
+        """
+        return self._call("ring_end_early", sequence, int(only_waiting))
+
+    def state(self, sequence: int) -> int:
+        """Return the state of a call: CALL_EMPTY once it was collected."""
+        return self._call("ring_state", sequence)
+
+    def call_attention(self) -> None:
+        """Make the worker read its messages before its next call; to be called when one was sent."""
+        self._call("ring_call_attention")
+
+    def set_spin(self, looks: int) -> None:
+        """Set how often the worker looks for a call before it parks."""
+        self._call("ring_set_spin", looks)
+
+    def set_patience(self, looks: int) -> None:
+        """Set how often a call looks for its end before it goes on more slowly."""
+        self._call("ring_set_patience", looks)
+
+    def batch_buffer(self, index: int) -> memoryview:
+        """Return one of the buffers for batches; it stays valid, without effect, when the ring is closed."""
+        return self._buffers.view[index * layout.RING_BATCH_SIZE : (index + 1) * layout.RING_BATCH_SIZE]
+
+    def retire(self, reason: str = "is closed") -> None:
+        """Make every later use find no ring; for a forked child too, whose parent still uses it."""
+        self._closed = reason
+        for request in self._made:
+            request.belong(0)
+
+    def close(self) -> None:
+        """Drop the ring. Calls that have not ended are lost. May be called twice."""
+        with self._core.lock:
+            if self._closed is not None:
+                return
+            self.retire()
+            self._core.unmap_metadata(self.address)
+            self._buffers.close()
+            os.close(self.descriptor)
+            for pool in (*self._hot_pools, *self._pools.values(), self._batches, [self._collector]):
+                self._release(pool)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _call(self, name: str, *arguments: int) -> int:
+        with self._core.lock:  # between the check and the call the place must not become another ring's
+            if self._closed is not None:
+                return layout.CALL_EMPTY
+            return self._core.call(name, self.address, *arguments)
+
+    def _new_request(self, number: int, kind: Signature, cells: int, pool: list[Request]) -> Request:
+        """Make a request, in memory that another ring has left if there is some."""
+        capacity = min(1 << max(cells - 1, 1).bit_length(), layout.RING_MAXIMUM_CELLS)
+        with self._core.lock:
+            if self._closed is not None:
+                raise ClosedError("the call ring", self._closed)
+            left = self._core.requests.setdefault(capacity, [])
+            place = left.pop() if left else self._core.call("ring_new_request", capacity)
+            if place == 0:
+                raise UnsupportedError("one more call at a time", "the memory for their arguments and results cannot grow")
+            request = Request(self._core, place, capacity, kind, pool)
+            request.name(number)
+            request.belong(self.address)
+            self._made.append(request)
+        return request
+
+    def _release(self, pool: list[Request]) -> None:
+        """Leave the requests of a pool to other rings; one that is in use stays with its user."""
+        while True:
+            try:
+                request = pool.pop()
+            except IndexError:
+                return
+            self._core.requests[request.capacity].append(request.place)
+
+    def _withdraw(self, request: Request) -> None:
+        """Give up a call that nobody waits for any more, unless it has ended."""
+        self.end_early(request.sequence, only_waiting=True)
+        if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
+            self.wait(request)  # it has ended, and the receiver may not know
+
+
+class RunningCall(NamedTuple):
+    """A call, as the worker finds it in its slot."""
+
+    sequence: int
+    export: int
+    """Its function's place in `dispatching.dispatched`."""
+    flags: int
+    calls: int
+    """How many calls a batch has; 0 for a single call."""
+
+
+class WorkerRing:
+    """The worker's end of a ring that a client has made. The dispatcher runs the calls; this is what its host does between them.
+
+    Args:
+        core: The worker's core, in the store of the guest.
+        descriptor: The segment; it may be closed afterwards.
+
+    Attributes:
+        address: Where the ring lies in the core's memory: what the dispatcher is told.
+
+    Raises:
+        ProtocolError: The descriptor is no ring that this version can use.
+    """
+
+    def __init__(self, core: Core, descriptor: int) -> None:
+        self._core = core
+        try:
+            seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+            if seals & _SEALS != _SEALS:
+                raise ProtocolError("the client sent a call ring whose size is not sealed")
+            self.address = core.map_metadata(descriptor, layout.RING_SIZE)
+        except (OSError, ArgumentError) as failure:
+            raise ProtocolError(f"the client sent a call ring that cannot be mapped: {failure}") from None
+        if not core.call("ring_is_sound", self.address):
+            core.unmap_metadata(self.address)
+            raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
+
+    def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
+        """Return what a dispatcher imports from `dispatching.CORE`, by name."""
+        return self._core.ring_exports
+
+    def slot(self) -> int:
+        """Return the slot of the call that was taken last."""
+        return self._core.call("ring_running", self.address)
+
+    def call_of(self, slot: int) -> RunningCall:
+        """Return the call in a slot that was taken and has not ended."""
+        words = self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")
+        return RunningCall(words[2], words[3], words[4], words[6])
+
+    def end(self, slot: int, status: int, *, interrupted: bool = False) -> None:
+        """End the call in a slot, unless it has ended.
+
+        Args:
+            slot: Where it is.
+            status: How it ended: `layout.CALL_TRAPPED` and so on.
+            interrupted: Whether its interrupt has arrived, which is not waited for then.
+
+        Raises:
+            wasmtime.Trap: Its interrupt has arrived now. Set the deadline anew, and call this again with `interrupted`.
+        """
+        self._core.call("ring_end", self.address, slot, status, int(interrupted))
+
+    def park(self) -> bool:
+        """Say that the worker is about to sleep; return whether it may, for there is nothing to do. `unpark` follows."""
+        return bool(self._core.call("ring_park", self.address))
+
+    def unpark(self) -> None:
+        """Say that the worker is awake."""
+        self._core.call("ring_unpark", self.address)
+
+    def attend(self) -> None:
+        """Answer RING_ATTENTION; the worker reads its messages after this."""
+        self._core.call("ring_attend", self.address)
+
+    def watched(self) -> None:
+        """Answer RING_WATCH: there is a thread that interrupts calls now."""
+        self._core.call("ring_watch", self.address)
+
+    def native_address(self, slot: int) -> NativeAddress:
+        """Return the futex that a client may sleep on until the call in a slot ends."""
+        return self._core.native_address(slot)
+
+    def close(self) -> None:
+        """Drop the ring. May be called twice."""
+        if self.address:
+            self._core.unmap_metadata(self.address)
+            self.address = 0
+
+
+def new_sealed_memory(name: str, size: int) -> int:
+    """Return the descriptor of new memory whose size nobody can change."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
