@@ -2,9 +2,8 @@
 
 Theory
 ------
-`ring.h` is the specification, `ring.c` does the work on both sides. A call takes the client three steps: pack the arguments into
-core memory, enter the core once (it submits the call and looks for its end), unpack the results. `ClientRing.call_function` does
-just that, and leaves whatever does not go so smoothly to a slower function.
+`ring.h` is the specification, `ring.c` does the work on both sides. `ClientRing.call_function` makes what is called most: it
+enters the core once, which submits the call and looks for its end, and leaves whatever does not go so smoothly to its caller.
 
 What the two sides tell each other beside the ring (doorbell, completion, interrupt) is up to the callers: here nothing sleeps.
 
@@ -19,14 +18,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import wasmtime
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
-from shmwasm.core.calls import invoke, one_at_a_time, pointer
+from shmwasm.core.calls import one_at_a_time
+from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix.mappings import map_anywhere
 
@@ -37,147 +36,9 @@ if TYPE_CHECKING:
     from shmwasm.core.allocator import Core
     from shmwasm.core.dispatching import Signature
 
-CELL: Final = 8
-"""Bytes of a cell."""
-
-UNSIGNED_CELLS: Final = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
-"""A cell's `struct` format for each type."""
-
-SIGNED_CELLS: Final = {"i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d"}
-"""The same, integers signed."""
-
-UNPACKED: Final = -1
-"""No answer: the arguments could not be packed as they are, and nothing was submitted."""
-
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _BUFFERS_SIZE: Final = layout.RING_BATCH_BUFFERS * layout.RING_BATCH_SIZE
-_HOST: Final = "<I12x"
-"""A core function's array of arguments, for one that takes a request, and then its answer."""
-
-_CELLS: Final = layout.REQUEST_CELLS - layout.REQUEST_HOST
-_NO_SEQUENCE: Final = 0xFFFF_FFFF
-
-# A request's fields, in words from its first.
-_SEQUENCE, _EXPORT, _FLAGS, _CELLS_IN, _CELLS_OUT, _STATUS, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS, _WHEN, _, _RING = range(13)
-
-
-class _NoKind:
-    """The type of what takes and returns nothing in a request's own cells."""
-
-    parameters: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-
-
-_NO_KIND: Final = _NoKind()
-
-
-def arguments_format(kind: Signature, cells: dict[str, str] = UNSIGNED_CELLS) -> str:
-    """Return the `struct` format of the cells of a call's arguments."""
-    return "".join(cells[value] for value in kind.parameters)
-
-
-def results_format(kind: Signature) -> str:
-    """Return the `struct` format of the cells of its results: integers come out signed."""
-    return "".join(SIGNED_CELLS[value] for value in kind.results)
-
-
-class EndedCall(NamedTuple):
-    """An asynchronous call that has ended."""
-
-    sequence: int
-    status: int
-    """How it ended: `layout.CALL_RETURNED` and so on."""
-    progress: int
-    """Of a batch: how many of its calls have returned."""
-    cells: bytes
-    """The results, for `results_format`; meaningless unless it returned."""
-    when: int
-    """What the client's clock was at the submission."""
-
-
-class Request:
-    """Core memory for one call's arguments and results. Made by `ClientRing.request`.
-
-    Attributes:
-        memory: From the host's cell on; the call's cells follow it.
-        place: Where the request lies in the core's memory.
-        arguments: What a core function that takes this request is called with.
-        capacity: How many cells there is room for.
-        pool: Where it is while nobody uses it.
-    """
-
-    __slots__ = ("_pack", "_pack_signed", "_unpack", "_words", "arguments", "capacity", "memory", "place", "pool")
-
-    def __init__(self, core: Core, place: int, capacity: int, kind: Signature, pool: list[Request]) -> None:
-        self.place = place
-        self.pool = pool
-        self.capacity = capacity
-        self.memory = core.view(place + layout.REQUEST_HOST, _CELLS + CELL * capacity)
-        self.arguments = pointer(core.native_address(place + layout.REQUEST_HOST))
-        self._pack = struct.Struct(_HOST + arguments_format(kind)).pack_into
-        self._pack_signed = struct.Struct(_HOST + arguments_format(kind, SIGNED_CELLS)).pack_into
-        self._unpack = struct.Struct(_HOST + results_format(kind)).unpack_from
-        self._words = core.view(place, layout.REQUEST_HOST).cast("I")
-        self._words[:] = memoryview(bytes(layout.REQUEST_HOST)).cast("I")
-        self._words[_SEQUENCE] = _NO_SEQUENCE
-        self._words[_CELLS_IN], self._words[_CELLS_OUT] = len(kind.parameters), len(kind.results)
-
-    @property
-    def sequence(self) -> int:
-        """The call's number, once it was submitted."""
-        return self._words[_SEQUENCE]
-
-    @property
-    def status(self) -> int:
-        """How the call ended, once it has: `layout.CALL_RETURNED` and so on."""
-        return self._words[_STATUS]
-
-    @property
-    def progress(self) -> int:
-        """How many calls of a batch returned, once it has ended."""
-        return self._words[_PROGRESS]
-
-    def pack(self, arguments: Sequence[object]) -> bool:
-        """Take the arguments of a single call; return False unless they are numbers that fit, all unsigned or all signed."""
-        for pack in (self._pack, self._pack_signed):
-            try:
-                pack(self.memory, 0, self.place, *arguments)
-            except Exception:  # noqa: BLE001, S112  an argument's own code may raise anything
-                continue
-            return True
-        return False
-
-    def results(self) -> tuple[int | float, ...]:
-        """Return the results of a single call that returned, integers signed."""
-        results: tuple[int | float, ...] = self._unpack(self.memory)[1:]
-        return results
-
-    def cells(self) -> bytes:
-        """Return the results as they are, for `results_format`."""
-        return bytes(self.memory[_CELLS : _CELLS + CELL * self._words[_CELLS_OUT]])
-
-    def name(self, number: int) -> None:
-        """Say which function is called."""
-        self._words[_EXPORT] = number
-
-    def belong(self, ring: int) -> None:
-        """Say where the ring is; 0 for none any more."""
-        self._words[_RING] = ring
-
-    def prepare(self, flags: int, when: int = 0) -> None:
-        """Say how it is to be submitted."""
-        self._words[_FLAGS] = flags
-        self._words[_WHEN], self._words[_WHEN + 1] = when & 0xFFFF_FFFF, when >> 32
-
-    def prepare_batch(self, count: int, arguments: int, results: int) -> None:
-        """Say how many calls it is for, at least 1, and where in the ring their columns start."""
-        self._words[_COUNT], self._words[_ARGUMENTS], self._words[_RESULTS] = count, arguments, results
-
-    def ended(self) -> EndedCall:
-        """Return what was collected into it."""
-        words = self._words
-        when = words[_WHEN] | words[_WHEN + 1] << 32
-        return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
+_NO_KIND: Final = NoKind()
 
 
 class ClientRing:
@@ -217,7 +78,7 @@ class ClientRing:
             raise
         core.call("ring_format", self.address, cells)
         self._submit = core.function("ring_submit")
-        self._collector = self._new_request(0, _NO_KIND, cells, [])
+        self._collector = self._new_request(0, _NO_KIND, [], cells)
 
     def call_function(
         self,
@@ -245,49 +106,16 @@ class ClientRing:
         """
         pool: list[Request] = []
         self._hot_pools.append(pool)
-        take, give = pool.pop, pool.append
-        core_function = self._core.function("ring_call")
-        context, function, arity, trap = core_function.context, core_function.function, core_function.arity, core_function.trap
-        enter = invoke
-        pack = struct.Struct(_HOST + arguments_format(kind)).pack_into
-        unpack = struct.Struct(_HOST + results_format(kind)).unpack_from
-        only = len(kind.results) == 1
 
-        def new() -> Request:
-            request = self._new_request(number, kind, max(len(kind.parameters), len(kind.results)), pool)
+        def new() -> Request | None:
+            if self._closed is not None:
+                return None
+            request = self._new_request(number, kind, pool)
             request.prepare(flags)
             return request
 
-        def call(*arguments: object) -> object:
-            try:
-                request = take()
-            except IndexError:
-                if self._closed is not None:
-                    return finish(None, layout.RING_LOST)
-                request = new()
-            try:
-                try:
-                    pack(request.memory, 0, request.place, *arguments)
-                except Exception:  # noqa: BLE001  an argument's own code may raise anything
-                    if not request.pack(arguments):
-                        converted = convert(arguments)
-                        assert request.pack(converted), "numbers were converted wrongly"
-                enter(context, function, request.arguments, arity, trap)
-                answer, *results = unpack(request.memory)
-                if answer:
-                    result = finish(request, answer)
-                elif only:
-                    result = results[0]
-                else:
-                    result = tuple(results) or None
-            except BaseException:
-                self._withdraw(request)
-                give(request)
-                raise
-            give(request)
-            return result
-
-        return one_at_a_time(call, self._core.lock)
+        steps = Steps(new, convert, finish, self._withdraw)
+        return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
 
     def request(self, number: int, kind: Signature) -> Request:
         """Return a request for a single call of that function, to be packed, submitted, and given back.
@@ -300,7 +128,7 @@ class ClientRing:
         try:
             return pool.pop()
         except IndexError:
-            return self._new_request(number, kind, max(len(kind.parameters), len(kind.results)), pool)
+            return self._new_request(number, kind, pool)
 
     def batch_request(self, number: int, count: int, arguments: int, results: int) -> Request:
         """Return a request for `count` calls, at least 1, whose columns start at these offsets in the ring's batch buffers.
@@ -312,7 +140,7 @@ class ClientRing:
         try:
             request = self._batches.pop()
         except IndexError:
-            request = self._new_request(number, _NO_KIND, 0, self._batches)
+            request = self._new_request(number, _NO_KIND, self._batches)
         else:
             request.name(number)
         request.prepare_batch(count, layout.RING_BATCHES + arguments, layout.RING_BATCHES + results)
@@ -420,8 +248,9 @@ class ClientRing:
                 return layout.CALL_EMPTY
             return self._core.call(name, self.address, *arguments)
 
-    def _new_request(self, number: int, kind: Signature, cells: int, pool: list[Request]) -> Request:
-        """Make a request, in memory that another ring has left if there is some."""
+    def _new_request(self, number: int, kind: Signature, pool: list[Request], cells: int = 0) -> Request:
+        """Make a request with room for its type, or for `cells` cells, in memory that another ring has left if there is some."""
+        cells = max(len(kind.parameters), len(kind.results), cells)
         capacity = min(1 << max(cells - 1, 1).bit_length(), layout.RING_MAXIMUM_CELLS)
         with self._core.lock:
             if self._closed is not None:
@@ -450,6 +279,7 @@ class ClientRing:
         self.end_early(request.sequence, only_waiting=True)
         if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
             self.wait(request)  # it has ended, and the receiver may not know
+        request.forget()
 
 
 class RunningCall(NamedTuple):

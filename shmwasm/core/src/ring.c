@@ -186,10 +186,10 @@ u32 EXPORT(ring_collect)(call_request *request, u32 first) {
 void EXPORT(ring_ask)(call_ring *ring) { store(&ring->notify, 1); }
 
 /* Leaves a call that somebody waited for to the receiver. Returns whether it has ended already: then nobody may have told the
- * receiver, and whoever leaves it sees to that. */
+ * receiver, and whoever leaves it sees to that. Nothing happens if it was left before. */
 u32 EXPORT(ring_leave)(call_ring *ring, u32 sequence) {
     call_slot *slot = slot_of(ring, sequence);
-    if (slot->sequence != sequence) return 0;
+    if (slot->sequence != sequence || (slot->flags & CALL_ASYNCHRONOUS)) return 0;
     /* Pairs with `announce_end`: the flags are to the leaver what `waiting` is to a sleeper. */
     store(&slot->flags, slot->flags | CALL_ASYNCHRONOUS);
     return load(&slot->state) == CALL_ENDED;

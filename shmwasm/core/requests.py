@@ -1,0 +1,260 @@
+"""Requests: the core memory in which a call's arguments and results pass between the client's host and its core.
+
+Theory
+------
+A call takes three steps: pack the arguments into a request, enter the core once, unpack the results. What these steps cost is
+Python's time, and most of all that of making tuples. So a request lies such that whatever differs from call to call is packed in
+one go, the core's own argument included, and the answer comes with the results; and the function that does it is made, from text,
+for its number of parameters and results.
+
+`ring.h` has the layout of a request.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+from shmwasm.core import layout
+from shmwasm.core.calls import invoke, pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shmwasm.core.allocator import Core
+    from shmwasm.core.calls import CoreFunction
+    from shmwasm.core.dispatching import Signature
+
+CELL: Final = 8
+"""Bytes of a cell."""
+
+UNSIGNED_CELLS: Final = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
+"""A cell's `struct` format for each type."""
+
+SIGNED_CELLS: Final = {"i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d"}
+"""The same, integers signed."""
+
+_HOST: Final = "<I12x"
+"""A core function's array of arguments, for one that takes a request, and then its answer."""
+
+_CELLS: Final = layout.REQUEST_CELLS - layout.REQUEST_HOST
+_NO_SEQUENCE: Final = 0xFFFF_FFFF
+
+# A request's fields, in words from its first.
+_SEQUENCE, _EXPORT, _FLAGS, _CELLS_IN, _CELLS_OUT, _STATUS, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS, _WHEN, _, _RING = range(13)
+
+
+class NoKind:
+    """The type of what takes and returns nothing in a request's own cells."""
+
+    parameters: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+
+
+def arguments_format(kind: Signature, cells: dict[str, str] = UNSIGNED_CELLS) -> str:
+    """Return the `struct` format of the cells of a call's arguments."""
+    return "".join(cells[value] for value in kind.parameters)
+
+
+def results_format(kind: Signature) -> str:
+    """Return the `struct` format of the cells of its results: integers come out signed."""
+    return "".join(SIGNED_CELLS[value] for value in kind.results)
+
+
+class EndedCall(NamedTuple):
+    """An asynchronous call that has ended."""
+
+    sequence: int
+    status: int
+    """How it ended: `layout.CALL_RETURNED` and so on."""
+    progress: int
+    """Of a batch: how many of its calls have returned."""
+    cells: bytes
+    """The results, for `results_format`; meaningless unless it returned."""
+    when: int
+    """What the client's clock was at the submission."""
+
+
+class Request:
+    """Core memory for one call's arguments and results. Made by `ClientRing.request`.
+
+    Attributes:
+        memory: From the host's cell on; the call's cells follow it.
+        place: Where the request lies in the core's memory.
+        arguments: What a core function that takes this request is called with.
+        capacity: How many cells there is room for.
+        pool: Where it is while nobody uses it.
+    """
+
+    __slots__ = ("_pack", "_pack_signed", "_unpack", "_words", "arguments", "capacity", "memory", "place", "pool")
+
+    def __init__(self, core: Core, place: int, capacity: int, kind: Signature, pool: list[Request]) -> None:
+        self.place = place
+        self.pool = pool
+        self.capacity = capacity
+        self.memory = core.view(place + layout.REQUEST_HOST, _CELLS + CELL * capacity)
+        self.arguments = pointer(core.native_address(place + layout.REQUEST_HOST))
+        self._pack = struct.Struct(_HOST + arguments_format(kind)).pack_into
+        self._pack_signed = struct.Struct(_HOST + arguments_format(kind, SIGNED_CELLS)).pack_into
+        self._unpack = struct.Struct(_HOST + results_format(kind)).unpack_from
+        self._words = core.view(place, layout.REQUEST_HOST).cast("I")
+        self._words[:] = memoryview(bytes(layout.REQUEST_HOST)).cast("I")
+        self._words[_SEQUENCE] = _NO_SEQUENCE
+        self._words[_CELLS_IN], self._words[_CELLS_OUT] = len(kind.parameters), len(kind.results)
+
+    @property
+    def sequence(self) -> int:
+        """The call's number, once it was submitted."""
+        return self._words[_SEQUENCE]
+
+    @property
+    def status(self) -> int:
+        """How the call ended, once it has: `layout.CALL_RETURNED` and so on."""
+        return self._words[_STATUS]
+
+    @property
+    def progress(self) -> int:
+        """How many calls of a batch returned, once it has ended."""
+        return self._words[_PROGRESS]
+
+    def pack(self, arguments: Sequence[object]) -> bool:
+        """Take the arguments of a single call; return False unless they are numbers that fit, all unsigned or all signed."""
+        for pack in (self._pack, self._pack_signed):
+            try:
+                pack(self.memory, 0, self.place, *arguments)
+            except Exception:  # noqa: BLE001, S112  an argument's own code may raise anything
+                continue
+            return True
+        return False
+
+    def results(self) -> tuple[int | float, ...]:
+        """Return the results of a single call that returned, integers signed."""
+        results: tuple[int | float, ...] = self._unpack(self.memory)[1:]
+        return results
+
+    def cells(self) -> bytes:
+        """Return the results as they are, for `results_format`."""
+        return bytes(self.memory[_CELLS : _CELLS + CELL * self._words[_CELLS_OUT]])
+
+    def forget(self) -> None:
+        """Forget the call that it was last submitted for."""
+        self._words[_SEQUENCE] = _NO_SEQUENCE
+
+    def name(self, number: int) -> None:
+        """Say which function is called."""
+        self._words[_EXPORT] = number
+
+    def belong(self, ring: int) -> None:
+        """Say where the ring is; 0 for none any more."""
+        self._words[_RING] = ring
+
+    def prepare(self, flags: int, when: int = 0) -> None:
+        """Say how it is to be submitted."""
+        self._words[_FLAGS] = flags
+        self._words[_WHEN], self._words[_WHEN + 1] = when & 0xFFFF_FFFF, when >> 32
+
+    def prepare_batch(self, count: int, arguments: int, results: int) -> None:
+        """Say how many calls it is for, at least 1, and where in the ring their columns start."""
+        self._words[_COUNT], self._words[_ARGUMENTS], self._words[_RESULTS] = count, arguments, results
+
+    def ended(self) -> EndedCall:
+        """Return what was collected into it."""
+        words = self._words
+        when = words[_WHEN] | words[_WHEN + 1] << 32
+        return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
+
+
+class Steps(NamedTuple):
+    """What a hot function is made of, beside the core."""
+
+    new: Callable[[], Request | None]
+    """Gives another request, or None if there is no ring any more."""
+    convert: Callable[[tuple[object, ...]], Sequence[int | float]]
+    """Makes numbers of the arguments, or raises."""
+    finish: Callable[[Request | None, int], object]
+    """Returns what the call is to return where the core answered something else than RING_DONE."""
+    withdraw: Callable[[Request], None]
+    """Gives up the call, if it was submitted and has not ended."""
+
+
+def hot_function(core_function: CoreFunction, kind: Signature, pool: list[Request], steps: Steps) -> Callable[..., object]:
+    """Return the function that takes a call's arguments, enters the core with a request of `pool`, and returns its results."""
+
+    def pack_otherwise(request: Request, given: tuple[object, ...]) -> None:
+        arguments = tuple(argument for argument in given if argument is not _MISSING)
+        if not request.pack(arguments):
+            packed = request.pack(steps.convert(arguments))
+            assert packed, "numbers were converted wrongly"
+
+    made: Callable[..., object] = _maker(len(kind.parameters), len(kind.results))(
+        take=pool.pop,
+        give=pool.append,
+        enter=invoke,
+        context=core_function.context,
+        function=core_function.function,
+        arity=core_function.arity,
+        trap=core_function.trap,
+        pack=struct.Struct(_HOST + arguments_format(kind)).pack_into,
+        unpack=struct.Struct(_HOST + results_format(kind)).unpack_from,
+        pack_otherwise=pack_otherwise,
+        **steps._asdict(),
+    )
+    return made
+
+
+class _Missing:
+    """The default of every parameter: what cannot be packed, so that all wrong calls go one way."""
+
+    def __index__(self) -> NoReturn:
+        raise TypeError("an argument is missing")
+
+
+_MISSING: Final = _Missing()
+
+_TEMPLATE: Final = """
+def make({given}):
+    def call({parameters}*more):
+        try:
+            request = take()
+        except IndexError:
+            request = new()
+            if request is None:
+                return finish(None, {lost})
+        try:
+            try:
+                if more:
+                    raise TypeError
+                pack(request.memory, 0, request.place, {arguments})
+            except Exception:
+                pack_otherwise(request, ({arguments}*more,))
+            enter(context, function, request.arguments, arity, trap)
+            answer, {results} = unpack(request.memory)
+            result = finish(request, answer) if answer else {result}
+        except BaseException:
+            # Also a signal's handler may raise, after the call was submitted.
+            withdraw(request)
+            give(request)
+            raise
+        give(request)
+        return result
+    return call
+"""
+_GIVEN: Final = "take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, new, convert, finish, withdraw"
+
+
+@functools.cache
+def _maker(parameters: int, results: int) -> Any:
+    """Compile what makes hot functions of so many parameters and results."""
+    values = [f"r{index}" for index in range(results)]
+    text = _TEMPLATE.format(
+        given=_GIVEN,
+        lost=layout.RING_LOST,
+        parameters="".join(f"a{index}=missing, " for index in range(parameters)),
+        arguments="".join(f"a{index}, " for index in range(parameters)),
+        results=", ".join(values),
+        result=values[0] if results == 1 else f"({', '.join(values)})" if values else None,
+    )
+    names: dict[str, Any] = {"missing": _MISSING}
+    exec(text, names)  # noqa: S102  made of nothing but two numbers
+    return names["make"]
