@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _BUFFERS_SIZE: Final = layout.RING_BATCH_BUFFERS * layout.RING_BATCH_SIZE
 _NO_KIND: Final = NoKind()
+_SUBMITTED: Final = 64 // 4
+_PARKED: Final = 192 // 4
+"""Where these are in a ring, in words."""
 
 
 class ClientRing:
@@ -53,6 +56,7 @@ class ClientRing:
 
     Attributes:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
+        left_running: Called with the number of a call that a hot function has left while it ran: nobody wants it any more.
 
     Raises:
         ArgumentError: So many cells no function has.
@@ -69,6 +73,7 @@ class ClientRing:
         self._pools: dict[int, list[Request]] = {}
         self._hot_pools: list[list[Request]] = []
         self._batches: list[Request] = []
+        self.left_running: Callable[[int], None] = lambda _sequence: None
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
@@ -77,6 +82,7 @@ class ClientRing:
             os.close(self.descriptor)
             raise
         core.call("ring_format", self.address, cells)
+        self._header = core.view(self.address, layout.RING_FIRST_SLOT).cast("I")
         self._submit = core.function("ring_submit")
         self._collector = self._new_request(0, _NO_KIND, [], cells)
 
@@ -202,6 +208,26 @@ class ClientRing:
         """Return the state of a call: CALL_EMPTY once it was collected."""
         return self._call("ring_state", sequence)
 
+    @property
+    def submitted(self) -> int:
+        """How many calls were submitted so far, modulo 2**32."""
+        with self._core.lock:
+            return self._header[_SUBMITTED] if self._closed is None else 0
+
+    def is_parked(self) -> bool:
+        """Return whether the worker sleeps, or is about to."""
+        with self._core.lock:
+            return self._closed is None and bool(self._header[_PARKED])
+
+    def running(self) -> RunningCall | None:
+        """Return the call that the worker runs, or ran when it died."""
+        with self._core.lock:
+            if self._closed is not None:
+                return None
+            slot = self._core.call("ring_running", self.address)
+            words = self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")
+            return _call_in(words) if words[0] in {layout.CALL_RUNNING, layout.CALL_INTERRUPTING} else None
+
     def call_attention(self) -> None:
         """Make the worker read its messages before its next call; to be called when one was sent."""
         self._call("ring_call_attention")
@@ -276,7 +302,8 @@ class ClientRing:
 
     def _withdraw(self, request: Request) -> None:
         """Give up a call that nobody waits for any more, unless it has ended."""
-        self.end_early(request.sequence, only_waiting=True)
+        if self.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING:
+            self.left_running(request.sequence)
         if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
             self.wait(request)  # it has ended, and the receiver may not know
         request.forget()
@@ -291,6 +318,10 @@ class RunningCall(NamedTuple):
     flags: int
     calls: int
     """How many calls a batch has; 0 for a single call."""
+
+
+def _call_in(words: memoryview) -> RunningCall:
+    return RunningCall(words[2], words[3], words[4], words[6])
 
 
 class WorkerRing:
@@ -331,7 +362,7 @@ class WorkerRing:
     def call_of(self, slot: int) -> RunningCall:
         """Return the call in a slot that was taken and has not ended."""
         words = self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")
-        return RunningCall(words[2], words[3], words[4], words[6])
+        return _call_in(words)
 
     def end(self, slot: int, status: int, *, interrupted: bool = False) -> None:
         """End the call in a slot, unless it has ended.
