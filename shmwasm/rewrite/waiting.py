@@ -58,7 +58,7 @@ def _body(heap: HeapMemory, site: Site, instruction: _Instruction) -> bytes:
     checks = b""
     if heap.is_64:
         # A sum that wrapped is below what was added to; the native instruction refuses it.
-        in_chain = op("i32.and", in_chain, op("i64.ge_u", get(part.address), get(address)))
+        in_chain = op("i32.and", in_chain, op("i64.ge_u", part.end, get(address)))
         checks = heap.trap_if(op("i32.and", aligned, op("i64.gt_u", part.end, heap.size)))
     return body(
         ["i64", "i64"],
