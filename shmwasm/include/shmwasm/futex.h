@@ -56,6 +56,8 @@ SHMWASM_INLINE uint32_t shmwasm_futex_wake(uint32_t *word, uint32_t count) {
 #endif
 }
 
+SHMWASM_INLINE uint32_t shmwasm_spins(int64_t timeout_ns) { return timeout_ns == 0 ? 0 : SHMWASM_SPINS; }
+
 /* One turn of a loop that waits for another processor. */
 SHMWASM_INLINE void shmwasm_spin(void) {
 #if defined(__x86_64__)

@@ -64,7 +64,7 @@ SHMWASM_SLOW int shmwasm_mutex_inherit(shmwasm_mutex *mutex, uint32_t holder) {
 SHMWASM_SLOW shmwasm_status shmwasm_mutex_lock_slowly(shmwasm_mutex *mutex, int64_t timeout_ns) {
     uint32_t self = shmwasm_self();
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         uint32_t word = shmwasm_mutex_word(mutex);
         if (word == 0 && shmwasm_mutex_swap(mutex, 0, self)) return SHMWASM_OK;
         if ((word & SHMWASM_PEER_MASK) == self) return SHMWASM_DEADLOCK;
@@ -82,7 +82,9 @@ SHMWASM_SLOW shmwasm_status shmwasm_mutex_lock_slowly(shmwasm_mutex *mutex, int6
         /* The bit is set before the wait, and the wait compares the word with it: the unlock either sees the bit and wakes, or came
          * first, and the wait returns at once. A waiter that dies costs one wake that finds nobody; one that dies after it was woken,
          * and before it locked, has the others sleep until their slice ends. */
-        if (!(word & SHMWASM_MUTEX_WAITERS) && !shmwasm_mutex_swap(mutex, word, word | SHMWASM_MUTEX_WAITERS)) continue;
+        if (!(word & SHMWASM_MUTEX_WAITERS) && timeout_ns != 0) {
+            if (!shmwasm_mutex_swap(mutex, word, word | SHMWASM_MUTEX_WAITERS)) continue;
+        }
         shmwasm_status waited = shmwasm_patience_wait(&patience, &mutex->word, word | SHMWASM_MUTEX_WAITERS);
         if (waited == SHMWASM_OK) continue;
         if (shmwasm_mutex_inherit(mutex, holder)) return SHMWASM_OWNER_DIED;

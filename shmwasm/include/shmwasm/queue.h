@@ -297,13 +297,13 @@ SHMWASM_INLINE shmwasm_status shmwasm_queue_try_pop(shmwasm_queue *queue, void *
 
 SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, const void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&queue->freed);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&queue->freed);
         shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_status waited = shmwasm_patience_wait(&patience, &queue->freed.word, ticket);
@@ -317,13 +317,13 @@ SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, cons
 
 SHMWASM_SLOW shmwasm_status shmwasm_queue_pop_slowly(shmwasm_queue *queue, void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&queue->filled);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&queue->filled);
         shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_status waited = shmwasm_patience_wait(&patience, &queue->filled.word, ticket);

@@ -159,13 +159,13 @@ SHMWASM_INLINE shmwasm_status shmwasm_ring_try_pop(shmwasm_ring *ring, void *mes
 
 SHMWASM_SLOW shmwasm_status shmwasm_ring_push_slowly(shmwasm_ring *ring, const void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_ring_try_push(ring, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&ring->freed);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&ring->freed);
         shmwasm_status status = shmwasm_ring_try_push(ring, message, size);
         if (status != SHMWASM_AGAIN) return status;
         if (shmwasm_patience_wait(&patience, &ring->freed.word, ticket) == SHMWASM_TIMED_OUT) return SHMWASM_TIMED_OUT;
@@ -174,13 +174,13 @@ SHMWASM_SLOW shmwasm_status shmwasm_ring_push_slowly(shmwasm_ring *ring, const v
 
 SHMWASM_SLOW shmwasm_status shmwasm_ring_pop_slowly(shmwasm_ring *ring, void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_ring_try_pop(ring, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&ring->filled);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&ring->filled);
         shmwasm_status status = shmwasm_ring_try_pop(ring, message, size);
         if (status != SHMWASM_AGAIN) return status;
         if (shmwasm_patience_wait(&patience, &ring->filled.word, ticket) == SHMWASM_TIMED_OUT) return SHMWASM_TIMED_OUT;
