@@ -30,6 +30,7 @@ from shmwasm.rewrite.report import HeapMemory as ReportedMemory
 from shmwasm.rewrite.sites import Replaced, code_edits
 from shmwasm.wasm.binary import CODE, DATA, IMPORT, MEMORY, START, Binary, Data
 from shmwasm.wasm.decoding import decode
+from shmwasm.wasm.features import features_of
 from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Scan, Site
 
 WASI_MODULE: Final = "wasi_snapshot_preview1"
@@ -99,7 +100,7 @@ class _Rewriting:
             heap_memory=self._reported,
             changes=[Change(what, self._changes[what], why) for what, why in WHY.items() if what in self._changes],
             functions=len(binary.functions),
-            features=sorted(binary.syntax | scan.features),
+            features=features_of(binary, scan),
             code_size=0 if code is None else code.payload.end - code.payload.start,
             needs_shared_heap=any((entry.module, entry.name) in _SHARED_HEAP_IMPORTS for entry in binary.imports),
             offsets=offsets,
