@@ -1,7 +1,8 @@
 """Compile the guests that are committed as .wasm beside their source: `python tools/build_guests.py [--check]`.
 
-Needs the pinned `ziglang` of the `dev` extra. The result depends on the source alone, so `--check` can compare byte by byte. The
-guests in Rust and AssemblyScript need compilers that are no Python packages: they are built as their sources say, and not checked.
+Needs the pinned `ziglang` of the `dev` extra. The result depends on the source alone, so `--check` can compare byte by byte.
+The guests in Rust and AssemblyScript need compilers that are no Python packages: they are built as their sources say, and not
+checked.
 """
 
 from __future__ import annotations
