@@ -113,11 +113,9 @@ class Alias:
             self._mapped = 0
 
     def _write_table(self, chain: Chain) -> None:
-        table = memoryview((ctypes.c_char * seam.TABLE_END).from_address(self.base)).cast("B")
-        for index, (start, grant) in enumerate(chain.heaps):
-            place = seam.TABLE_ENTRIES + index * seam.TABLE_ENTRY
-            _ENTRY.pack_into(table, place, start, start + grant.size, grant.writable)
-        table[:4] = len(chain.heaps).to_bytes(4, "little")
+        entries = b"".join(_ENTRY.pack(start, start + grant.size, grant.writable) for start, grant in chain.heaps)
+        table = len(chain.heaps).to_bytes(seam.TABLE_ENTRIES, "little") + entries
+        ctypes.memmove(self.base, table, len(table))
 
     def _announce(self, start: int, end: int, *, mixed: bool) -> None:
         self._start.set(start)
