@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
@@ -28,19 +29,22 @@ END: Final = _ENCODED["end"]
 
 def op(name: str, *operands: bytes, at: Sequence[int] = ()) -> bytes:
     """Return the operands' code and then the instruction, with indices as its immediates."""
-    return b"".join(operands) + _ENCODED[name] + b"".join(map(encode_unsigned, at))
+    return b"".join((*operands, _ENCODED[name], *map(encode_unsigned, at)))
 
 
+@functools.lru_cache
 def i32(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
     return _ENCODED["i32.const"] + encode_signed(_as_signed(value, 32))
 
 
+@functools.lru_cache
 def i64(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
     return _ENCODED["i64.const"] + encode_signed(_as_signed(value, 64))
 
 
+@functools.lru_cache
 def get(local: int) -> bytes:
     """Return the code that reads a local."""
     return op("local.get", at=[local])
@@ -83,9 +87,8 @@ def function_type(parameters: Sequence[str], results: Sequence[str]) -> bytes:
 
 
 def body(local_types: Sequence[str], *code: bytes) -> bytes:
-    """Return an entry of the code section: a function with these locals beside its parameters."""
-    content = _vector(local_groups(local_types)) + b"".join(code) + END
-    return encode_unsigned(len(content)) + content
+    """Return a function with these locals beside its parameters: an entry of the code section, without its size."""
+    return b"".join((_vector(local_groups(local_types)), *code, END))
 
 
 def local_groups(types: Sequence[str]) -> list[bytes]:

@@ -5,25 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from shmwasm.rewrite.assembler import get, i32, i64, keep, op
+from shmwasm.rewrite.assembler import get, i32, i64, keep, op, put
 from shmwasm.rewrite.heap_memory import TOO_LARGE, HeapMemory
+from shmwasm.rewrite.template import Template
 from shmwasm.wasm.scanning import Constant
 
 
-class Expansion(NamedTuple):
-    """Code in the place of an instruction.
+class Expansion:
+    """Code in the place of an instruction; the same for all instructions that are alike.
 
-    Attributes:
+    Args:
         code: Returns it, given a local for each of the operands and then of the scratch values.
         operands: Types of the operands that are to be taken off the stack into locals first, in their order.
         scratch: Types of more locals that the code uses.
         takes_constant: Whether the constant before the instruction is replaced too.
     """
 
-    code: Callable[[Sequence[int]], bytes]
-    operands: tuple[str, ...] = ()
-    scratch: tuple[str, ...] = ()
-    takes_constant: bool = False
+    def __init__(
+        self,
+        code: Callable[[Sequence[int]], bytes],
+        operands: tuple[str, ...] = (),
+        scratch: tuple[str, ...] = (),
+        *,
+        takes_constant: bool = False,
+    ) -> None:
+        self.locals = operands + scratch
+        """The types of all locals that the code uses."""
+        self.takes_constant = takes_constant
+        self._template = Template(
+            len(self.locals), lambda places: b"".join(map(put, reversed(places[: len(operands)]))) + code(places)
+        )
+
+    def code(self, places: Sequence[int]) -> bytes:
+        """Return the code that uses these locals, of the types of `locals`."""
+        return self._template.fill(places)
 
 
 class Length(NamedTuple):

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from shmwasm.rewrite.assembler import body, get, i64, if_, op, put
 from shmwasm.rewrite.expansion import Expansion, Length, length_in, length_of, may_leave_private, narrowed, scratch_of, widened
 from shmwasm.rewrite.heap_memory import HeapMemory, Range
-from shmwasm.wasm.scanning import Site
+from shmwasm.rewrite.template import Template
+from shmwasm.wasm.scanning import INIT, Site
 
 _ADDRESS, _VALUE, _LENGTH = range(3)
 _PART = Range(3, 4)
@@ -28,13 +30,21 @@ def expand_fill(heap: HeapMemory, site: Site) -> Expansion:
     return Expansion(lambda local: _fill_site(heap, local[:2], length, local[2:]), (kind, "i32"), scratch, takes_constant=True)
 
 
-def expand_init(heap: HeapMemory, site: Site) -> Expansion:
-    """Return what is put in the place of a `memory.init` of the heap memory."""
-    segment = site.source
-    function = heap.additions.function(
-        ("init", segment), [heap.address_type, "i32", "i32"], [], lambda _: _init_body(heap, segment)
-    )
-    return Expansion(lambda _: op("call", at=[function]))
+class InitPass:
+    """Replaces `memory.init` of the heap memory. A module may have thousands of segments, and each needs a function."""
+
+    def __init__(self, heap: HeapMemory) -> None:
+        self._heap = heap
+
+    def expand(self, site: Site) -> Expansion:
+        """Return what is put in the place of the instruction."""
+        parameters = [self._heap.address_type, "i32", "i32"]
+        function = self._heap.additions.function((INIT, site.source), parameters, [], lambda _: self._body.fill([site.source]))
+        return Expansion(lambda _: op("call", at=[function]))
+
+    @functools.cached_property
+    def _body(self) -> Template:
+        return Template(1, lambda segments: _init_body(self._heap, *segments))
 
 
 def _fill_site(heap: HeapMemory, operands: Sequence[int], length: Length, scratch: Sequence[int]) -> bytes:

@@ -12,8 +12,9 @@ original that the engine has to validate.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -83,6 +84,7 @@ class _Rewriting:
         self._binary = binary
         self._additions = Additions(binary)
         self._changes: Counter[str] = Counter()
+        self._expansions: dict[Hashable, Expansion | None] = {}  # of sites that differ in their places only
         self._reported = _heap_memory(binary)
         self._heap = self._writable_heap()
 
@@ -123,7 +125,11 @@ class _Rewriting:
             return None
         if heap.index not in {site.memory, site.source if site.instruction == COPY else site.memory}:
             return None
-        expansion = self._expansion_of_heap(heap, site)
+        length = site.constant.value if site.constant and site.instruction != INIT else None
+        alike = site.instruction, site.memory, site.source, site.align, site.offset, length
+        if alike not in self._expansions:
+            self._expansions[alike] = self._expansion_of_heap(heap, site)
+        expansion = self._expansions[alike]
         if expansion is not None:
             self._changes[site.instruction] += 1
             if site.instruction in BULK | WAITING:
@@ -137,7 +143,7 @@ class _Rewriting:
             case name if name == FILL:
                 return filling.expand_fill(heap, site)
             case name if name == INIT:
-                return filling.expand_init(heap, site)
+                return self._init_pass.expand(site)
             case name if name in WAITING:
                 return waiting.expand(heap, site)
             case name if name == SIZE and heap.is_64:
@@ -168,6 +174,11 @@ class _Rewriting:
 
     def _data_of(self, memory: int) -> Iterator[Data]:
         return (segment for segment in self._binary.data if segment.mode == "active" and segment.memory == memory)
+
+    @functools.cached_property
+    def _init_pass(self) -> filling.InitPass:
+        assert self._heap is not None
+        return filling.InitPass(self._heap)
 
     def _export_memory(self) -> None:
         memory = self._reported

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.rewrite.additions import growth
-from shmwasm.rewrite.assembler import local_groups, put
+from shmwasm.rewrite.assembler import local_groups
 from shmwasm.rewrite.expansion import Expansion
 from shmwasm.rewrite.offsets import Edit, replacement
 from shmwasm.wasm.binary import Binary, Body
@@ -47,8 +46,8 @@ def _body_edits(binary: Binary, function: int, body: Body, replaced: Sequence[Re
 
 def _appended(replaced: Iterable[Replaced]) -> list[str]:
     """Return the types of the locals that are enough for each of these expansions."""
-    needs = [Counter(expansion.operands + expansion.scratch) for _, expansion in replaced]
-    return [kind for kind in _TYPES for _ in range(max(need[kind] for need in needs))]
+    needs = [expansion.locals for _, expansion in replaced]
+    return [kind for kind in _TYPES for _ in range(max(need.count(kind) for need in needs))]
 
 
 def _append_locals(binary: Binary, function: int, body: Body, types: Sequence[str]) -> tuple[int, list[Edit]]:
@@ -76,10 +75,8 @@ def _site_edit(replaced: Replaced, first: int, appended: Sequence[str]) -> Edit:
     site, expansion = replaced
     free = {kind: first + appended.index(kind) for kind in _TYPES if kind in appended}
     places = []
-    for kind in expansion.operands + expansion.scratch:
+    for kind in expansion.locals:
         places.append(free[kind])
         free[kind] += 1
-    operands = places[: len(expansion.operands)]
-    code = b"".join(map(put, reversed(operands))) + expansion.code(places)
     start = site.constant.start if expansion.takes_constant and site.constant else site.start
-    return Edit(start, site.end, code, site.start)
+    return Edit(start, site.end, expansion.code(places), site.start)
