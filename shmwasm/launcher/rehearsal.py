@@ -23,6 +23,7 @@ from shmwasm.engine.modules import compile_module, deserialize
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import messages
+from shmwasm.rewrite import seam
 from shmwasm.worker.attachment import Attachment
 from shmwasm.worker.instance import Ground, Instance
 from shmwasm.worker.links import ControlLink
@@ -35,8 +36,14 @@ ROUNDS: Final = 10
 
 _NUMBER: Final = messages.COORDINATOR + 1
 _NAME: Final = "rehearsal"
-_GUEST: Final = """(module (memory (export "memory") 1)
-  (func (export "same") (param i32) (result i32) (local.get 0)))"""
+_GUEST: Final = f"""(module (memory (export "memory") 1)
+  (func (export "same") (param i32) (result i32) (local.get 0))
+  (memory (export "{seam.ALIAS}") 0)
+  (global (export "{seam.START}") (mut i64) (i64.const {seam.NOTHING}))
+  (global (export "{seam.END}") (mut i64) (i64.const 0))
+  (global (export "{seam.MIXED}") (mut i32) (i32.const 0))
+  (table (export "{seam.HOST}") {seam.HOST_FUNCTIONS} funcref))"""
+"""A module as the rewriter leaves it."""
 
 
 def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
