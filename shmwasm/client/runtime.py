@@ -356,6 +356,7 @@ class Runtime:
         def finish(answer: Future[Reply]) -> None:
             failure = answer.exception()
             if failure is not None:
+                module.translate(failure)
                 # Not raised here: its traceback would keep this function, and with it the module, until the next collection.
                 spawned.set_exception(failure)
                 return

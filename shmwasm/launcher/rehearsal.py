@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END
 from shmwasm.core import Core, HeapAuthority, metadata_size
+from shmwasm.engine.compiling import compile_module
 from shmwasm.engine.guests import Nest, new_store
-from shmwasm.engine.modules import compile_module, deserialize
+from shmwasm.engine.modules import describe, deserialize
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import messages
@@ -53,7 +54,7 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
         ShmwasmError: Something is missing here that the workers will miss, too.
     """
     kept: list[object] = []
-    with ExitStack() as stack, compile_module(_GUEST, engine=engine) as compiled:
+    with ExitStack() as stack, compile_module(_GUEST, engine=engine, own=True) as compiled:
         code = deserialize(engine, compiled.descriptor)
         segment = stack.enter_context(Segment.create(SLAB_SIZE, name_for_errors=_NAME))
         metadata = stack.enter_context(Segment.create(metadata_size(1), name_for_errors=_NAME))
@@ -64,7 +65,7 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
             store = new_store(engine)
             attachment = Attachment(store, core)
             nest = Nest(store, attachment.natives, attachment.natives_64)
-            kept.append(_perform(Ground(nest, attachment, code, compiled.description), segment, metadata))
+            kept.append(_perform(Ground(nest, attachment, code, describe(code)), segment, metadata))
     return kept
 
 
