@@ -27,11 +27,13 @@ GUEST = """(module
     (i64.atomic.store (local.get 0) (local.get 1))
     (memory.atomic.notify (local.get 0) (i32.const -1)))
   (func (export "ping_pong") (param $word i32) (param $own i32) (param $rounds i32) ;; waits for its turn, then gives it away
+    (local $seen i32)
     (loop $next
       (block $mine
         (loop $again
-          (br_if $mine (i32.eq (i32.and (i32.atomic.load (local.get $word)) (i32.const 1)) (local.get $own)))
-          (drop (memory.atomic.wait32 (local.get $word) (i32.atomic.load (local.get $word)) (i64.const 1000000000)))
+          (local.set $seen (i32.atomic.load (local.get $word)))
+          (br_if $mine (i32.eq (i32.and (local.get $seen) (i32.const 1)) (local.get $own)))
+          (drop (memory.atomic.wait32 (local.get $word) (local.get $seen) (i64.const -1)))
           (br $again)))
       (drop (i32.atomic.rmw.add (local.get $word) (i32.const 1)))
       (drop (memory.atomic.notify (local.get $word) (i32.const 1)))
@@ -114,10 +116,10 @@ def test_as_many_are_woken_as_wait_and_as_asked_for(
 
 def test_two_instances_take_turns(pair: tuple[Instance, Instance], heap: SharedHeap) -> None:
     with heap.calloc(64) as block:
-        calls = [instance.submit("ping_pong", block, own, 500) for own, instance in enumerate(pair)]
+        calls = [instance.submit("ping_pong", block, own, 2000) for own, instance in enumerate(pair)]
         for call in calls:
             call.result(PATIENCE)
-        assert int.from_bytes(block.view[:4], "little") == 1000
+        assert int.from_bytes(block.view[:4], "little") == 4000
 
 
 @WAITS
