@@ -81,7 +81,7 @@ class Nest:
     def link_wasi(self, description: ModuleDescription) -> WasiLinks | None:
         """Link WASI for a module; return what must be told of its memory before it calls any."""
         memory = heap_memory(description)
-        if self._wasi is None or memory is None or memory.type.is_64:
+        if self._wasi is None or memory is None or (memory.type.is_64 and not is_wide(description)):
             self.linker.define_wasi()
             return None
         return self._wasi

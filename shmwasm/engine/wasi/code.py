@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class AdapterCode(NamedTuple):
-    """The compiled adapters; those named `shared` are for guests whose heap memory is shared."""
+    """The compiled adapters (see `text.adapters`)."""
 
     shim: wasmtime.Module
     private: wasmtime.Module
     window: wasmtime.Module
     private_shared: wasmtime.Module
     window_shared: wasmtime.Module
+    private_wide: wasmtime.Module
+    window_wide: wasmtime.Module
 
 
 ADAPTERS: Final = {name: Path(__file__).with_name(f"{name}.wasm") for name in AdapterCode._fields}

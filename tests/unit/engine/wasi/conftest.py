@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress
+from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.wasi import WasiLinks, compile_adapters, grant_wasi, load_adapters
 from shmwasm.engine.wasi.functions import FUNCTIONS, WASI_MODULE, value_types
 from shmwasm.engine.windows import Grant, Window
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol.messages import WasiOptions
+from shmwasm.rewrite import seam
 
 PAGES = 4
 ALL_RIGHTS = (1 << 30) - 1
@@ -27,9 +28,14 @@ def grant(name, start, descriptor, *, size=WASM_PAGE, writable=True):
     return Grant(heap=name, start=AppAddress(start), size=size, descriptor=descriptor, writable=writable)
 
 
+WIDE = f"i64 {WINDOW_END_64 // WASM_PAGE} {WINDOW_END_64 // WASM_PAGE}"
+
+
 def module_text(memory):
-    """A guest that exports each of WASI's functions as it imports it."""
+    """A guest that exports each of WASI's functions as it imports it; a 64-bit one is as the rewriter leaves it."""
     parts = [f'(memory (export "memory") {memory})']
+    if memory == WIDE:
+        parts.append(f'(global (export "{seam.PAGES}") (mut i64) (i64.const {PAGES}))')
     for name, parameters in FUNCTIONS.items():
         result = "" if name == "proc_exit" else "(result i32)"
         kind = f"(param {' '.join(value_types(parameters))}) {result}"
@@ -54,7 +60,8 @@ class Machine:
             links = WasiLinks(self.store, adapters, linker)
         self.exports = linker.instantiate(self.store, module).exports(self.store)
         self.memory = self.exports["memory"]
-        self.window = Window(self.store, self.memory, alias=links and links.serve(self.memory, self.exports))
+        alias = links and links.serve(self.memory, self.exports)
+        self.window = Window(self.store, self.memory, alias=alias, pages=self.exports.get(seam.PAGES))
 
     def fill(self, address, content):
         """Write as much as lies in private memory and in heaps, read-only ones too."""
@@ -102,8 +109,9 @@ def adapter_code(engine):
 
 @pytest.fixture(scope="session")
 def guest_modules(engine):
-    """Guests by the type of their memory."""
-    return {kind: wasmtime.Module(engine, module_text(kind)) for kind in (f"{PAGES}", f"{PAGES} 16 shared")}
+    """Guests by the kind of their memory."""
+    kinds = {"usual": f"{PAGES}", "shared": f"{PAGES} 16 shared", "wide": WIDE}
+    return {name: wasmtime.Module(engine, module_text(kind)) for name, kind in kinds.items()}
 
 
 @pytest.fixture
@@ -193,7 +201,7 @@ def start(engine, guest_modules, adapter_code, tree):
     """Starts guests in the restored tree: plain ones, or through the adapters and attached to the given heaps."""
     started = []
 
-    def start_one(heaps=None, *, memory=f"{PAGES}"):
+    def start_one(heaps=None, *, memory="usual"):
         tree.restore()
         started.append(Machine(engine, guest_modules[memory], tree.options, None if heaps is None else adapter_code))
         if heaps:

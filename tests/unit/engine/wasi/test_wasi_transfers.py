@@ -22,7 +22,6 @@ LARGE = ALIAS_CHAIN
 
 FILE = 4
 NO_MEMORY = 48
-SHARED = "4 16 shared"
 
 
 def transfer(machine, name, buffers, *, array=0x100, result=0x80):
@@ -53,7 +52,7 @@ def scattered(*, written):
 
 @pytest.mark.parametrize("array", [0x100, LOWER + 0xF000])
 @pytest.mark.parametrize("result", [0x80, UPPER + 0x4000])
-@pytest.mark.parametrize("memory", ["4", SHARED])
+@pytest.mark.parametrize("memory", ["usual", "shared"])
 def test_mixed_buffers_are_written_in_their_order(apart, start, heaps, tree, array, result, memory):
     @apart
     def check():
@@ -69,7 +68,7 @@ def test_mixed_buffers_are_written_in_their_order(apart, start, heaps, tree, arr
 
 @pytest.mark.parametrize("array", [0x100, LOWER + 0xF000, READ_ONLY + 8])
 @pytest.mark.parametrize("result", [0x80, UPPER + 0x4000])
-@pytest.mark.parametrize("memory", ["4", SHARED])
+@pytest.mark.parametrize("memory", ["usual", "shared"])
 def test_mixed_buffers_are_filled_in_their_order(apart, start, heaps, tree, array, result, memory):
     @apart
     def check():
