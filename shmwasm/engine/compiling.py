@@ -28,6 +28,7 @@ from shmwasm import rewrite, wasm
 from shmwasm.engine.artifacts import notes_of, pack
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.config import fingerprint, new_engine
+from shmwasm.engine.facts import Facts, packed, unpacked
 from shmwasm.engine.modules import (
     ExternType,
     FunctionType,
@@ -36,7 +37,6 @@ from shmwasm.engine.modules import (
     ModuleDescription,
     Source,
     describe,
-    deserialize,
     read_module,
     reason_of,
 )
@@ -56,25 +56,8 @@ _WHOLE_RANGE: Final = MemoryType(DECLARED_PAGES, DECLARED_PAGES, is_64=True, sha
 """The type that a 64-bit heap memory is given."""
 
 
-class Facts(msgspec.Struct, frozen=True):
-    """What is kept of a module beside its code.
-
-    Attributes:
-        description: What the original imports and exports.
-        is_64: Whether a chain is mapped into a memory with 64-bit addresses.
-        report: What the rewriter found and did.
-    """
-
-    description: ModuleDescription
-    is_64: bool
-    report: Report
-
-
 _FRAME: Final = re.compile(r"(?P<function>.*!(?:function (?P<number>[0-9]+)|.*)) @ (?P<offset>0x[0-9a-f]+)", re.DOTALL)
 """A frame of a backtrace, as `traps` writes it; only functions that have no name are numbered, as appended ones are."""
-
-_encode_facts: Final = msgspec.msgpack.Encoder().encode
-_decode_facts: Final = msgspec.msgpack.Decoder(Facts).decode
 
 _OWN_REPORT: Final = Report(
     changed=False,
@@ -180,42 +163,40 @@ def compile_module(
     cache = Cache(None) if cache is None else cache
     engine = new_engine(parallel_compilation=True) if engine is None else engine
     key = _key(content, own=own)
-    found = _find(name, key, cache, engine)
+    found = _find(name, key, cache)
     if found is not None:
         return found
     with cache.making(key):
-        found = _find(name, key, cache, engine)  # another process may just have made it
+        found = _find(name, key, cache)  # another process may just have made it
         return _make(name, key, content, cache, engine, own=own) if found is None else found
 
 
 def _key(content: bytes, *, own: bool) -> str:
     digest = hashlib.sha256()
-    for part in (fingerprint(), "own" if own else _rewriters_digest()):
+    for part in (fingerprint(), "own" if own else _source_digest()):
         digest.update(part.encode())
     digest.update(content)
     return digest.hexdigest()
 
 
 @functools.cache
-def _rewriters_digest() -> str:
-    """Return a digest of the rewriter's source: in a checkout it changes while the version stays."""
+def _source_digest() -> str:
+    """Return a digest of the source of what is kept: in a checkout it changes while the version stays."""
     digest = hashlib.sha256()
-    for package in (rewrite, wasm):
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
+    sources = [path for package in (rewrite, wasm) for path in sorted(Path(package.__path__[0]).glob("*.py"))]
+    for path in (*sources, Path(__file__).with_name("facts.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _find(name: str, key: str, cache: Cache, engine: wasmtime.Engine) -> CompiledModule | None:
-    """Return the module that is kept under `key`; None if there is none, or one that is damaged or of another processor."""
+def _find(name: str, key: str, cache: Cache) -> CompiledModule | None:
+    """Return the module that is kept under `key`; None if there is none, or one that is damaged."""
     artifact = cache.find(key)
     if artifact is None:
         return None
-    notes = notes_of(key, artifact)
     try:
-        facts = _decode_facts(notes or b"")
-        deserialize(engine, artifact).close()
-    except (msgspec.DecodeError, ModuleError):
+        facts = unpacked(notes_of(key, artifact) or b"")
+    except msgspec.DecodeError:
         os.close(artifact)
         return None
     return CompiledModule(name, key, facts, artifact)
@@ -237,7 +218,7 @@ def _make(name: str, key: str, content: bytes, cache: Cache, engine: wasmtime.En
         raise ModuleError(name, failure.reason) from None
     described = describe(module)
     facts = Facts(_original(described, report), seam.PAGES in described.exports, report)
-    artifact = cache.keep(key, pack(key, module.serialize(), _encode_facts(facts)))
+    artifact = cache.keep(key, pack(key, module.serialize(), packed(facts)))
     module.close()
     return CompiledModule(name, key, facts, artifact)
 

@@ -15,6 +15,7 @@ from shmwasm.core import CORE_MODULE
 from shmwasm.engine.artifacts import FOOTER, notes_of, pack
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.compiling import compile_module
+from shmwasm.engine.facts import packed, unpacked
 from shmwasm.engine.modules import FunctionType, Import, MemoryType, ModuleDescription, deserialize
 from shmwasm.errors import ModuleError, UnsupportedError
 from shmwasm.rewrite import rewrite, seam
@@ -105,12 +106,14 @@ def test_notes_are_found_under_their_own_key_only(tmp_path):
         assert notes_of("another", file.fileno()) is None
 
 
-def test_notes_that_are_no_facts_are_ignored(engine, cache):
-    with compile_module(COPIES, cache, engine=engine) as module:
-        key = module.key
-    os.close(cache.keep(key, pack(key, bytearray(b"code"), b"\xc1 no facts")))
-    with compile_module(COPIES, cache, engine=engine) as module:
-        assert module.report.functions == 1
+def test_facts_are_written_and_read_back(engine, cache):
+    text = """(module (import "a" "f" (func (param i32) (result i64))) (import "a" "t" (table 1 funcref))
+      (import "a" "g" (global (mut f32))) (func (export "h") (param i32) (result i64) unreachable) (tag (export "e"))
+      (memory (export "m") 2 3) (func (export "i") (memory.fill (i32.const 0) (i32.const 0) (i32.const 0))))"""
+    with compile_module(text, cache, engine=engine) as module:
+        facts = unpacked(packed(module.facts))
+        assert facts == module.facts
+        assert facts.description.exports["h"] is facts.description.imports[0].type
 
 
 def test_the_engine_validates_the_original(engine):
