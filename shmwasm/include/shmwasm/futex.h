@@ -29,9 +29,9 @@
 
 #define SHMWASM_EVERYONE 0x7fffffffu
 
-/* How often a blocking function tries before it waits: for about as long as waiting and being woken would take. */
+/* How often a blocking function tries before it waits: for about as long as waiting and being woken take, some tens of microseconds. */
 #ifndef SHMWASM_SPINS
-#define SHMWASM_SPINS 2000
+#define SHMWASM_SPINS 10000
 #endif
 
 /* Waits while `*word` is `expected`, until it is woken, or for `timeout_ns` nanoseconds unless that is negative. Returns SHMWASM_OK if
