@@ -8,23 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from shmwasm import Runtime, WasiOptions
+from shmwasm import WasiOptions
 from shmwasm.errors import WorkerTrapError
 
 FILES = Path(__file__).with_name("wasi_guests") / "files.wasm"
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    with Runtime() as made:
-        yield made
-
-
 @pytest.fixture
-def heap(runtime):
-    made = runtime.create_shared_heap(8 << 20)
-    yield made
-    made.close()
+def heap(shared_runtime):
+    with shared_runtime.create_shared_heap(8 << 20) as made:
+        yield made
 
 
 @pytest.fixture
@@ -35,14 +28,14 @@ def content(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def program(runtime):
-    with runtime.load(FILES) as module:
+def program(shared_runtime):
+    with shared_runtime.load(FILES) as module:
         yield module
 
 
 @pytest.fixture
-def files(runtime, program, heap, tmp_path):
-    with runtime.spawn(program, shared_heap=heap, wasi=WasiOptions(preopens={str(tmp_path): "/data"})) as instance:
+def files(shared_runtime, program, heap, tmp_path):
+    with shared_runtime.spawn(program, shared_heap=heap, wasi=WasiOptions(preopens={str(tmp_path): "/data"})) as instance:
         yield instance
 
 
@@ -114,12 +107,12 @@ START = """(module
   (func (export "first") (result i64) (i64.load (i32.const 0))))"""
 
 
-def test_a_start_function_may_call_wasi(runtime):
-    with runtime.load(START) as module, runtime.spawn(module, wasi=WasiOptions()) as instance:
+def test_a_start_function_may_call_wasi(shared_runtime):
+    with shared_runtime.load(START) as module, shared_runtime.spawn(module, wasi=WasiOptions()) as instance:
         assert instance.call("first") != 0
 
 
-def test_a_users_own_function_comes_before_wasis(runtime, heap):
+def test_a_users_own_function_comes_before_wasis(shared_runtime, heap):
     module = """(module
       (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
       (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
@@ -130,8 +123,8 @@ def test_a_users_own_function_comes_before_wasis(runtime, heap):
     block = heap.malloc(64)
     block.view[:8] = bytes(8)
     with (
-        runtime.load(module, imports=own) as loaded,
-        runtime.spawn(loaded, shared_heap=heap, wasi=WasiOptions()) as instance,
+        shared_runtime.load(module, imports=own) as loaded,
+        shared_runtime.spawn(loaded, shared_heap=heap, wasi=WasiOptions()) as instance,
     ):
         assert instance.call("random", block) == 77
         assert instance.call("clock", block) == 0
