@@ -63,3 +63,8 @@ def suite() -> Path:
 @pytest.fixture(scope="session")
 def engine():
     return new_engine(parallel_compilation=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process() -> None:
+    """Start no runtime: the fixture of this name, which does, is for the tests beside this folder."""

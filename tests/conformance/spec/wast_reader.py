@@ -17,6 +17,8 @@ import wasmtime
 _BLANK = re.compile(r"(?:\s++|;;[^\n]*+)*+")
 _TOKEN = re.compile(r'[()]|"(?:[^"\\]|\\.)*+"|\$"(?:[^"\\]|\\.)*+"|[^\s()";]++', re.DOTALL)
 _BALANCED = re.compile(r'[^()";]++|"(?:[^"\\]|\\.)*+"|;;[^\n]*+|;', re.DOTALL)
+_LEAF = re.compile(r'\(([^()";@]++)\)')
+"""A list of atoms, as most lists are."""
 _BLOCK_COMMENT = re.compile(r"\(;|;\)")
 _MODULE = re.compile(
     r'\(\s*module\b\s*(?P<definition>definition\b\s*)?(?P<instance>instance\b\s*)?(?P<id>\$(?:"[^"]*"|[^\s()";]+)\s*)?'
@@ -139,6 +141,10 @@ class _Reader:
             if text.startswith("(@", self._position):
                 self._position = _behind_list(text, self._position)
                 return None
+            leaf = _LEAF.match(text, self._position)
+            if leaf is not None and not leaf[1].startswith("module"):
+                self._position = leaf.end()
+                return leaf[1].split()
             module = _MODULE.match(text, self._position)
             if module is not None:
                 return self._module(module)
@@ -198,8 +204,12 @@ def _behind_list(text: str, position: int) -> int:
         if text.startswith("(;", position):
             position = _behind_comment(text, position)
         elif text[position] == "(":
-            depth += 1
-            position += 1
+            leaf = _LEAF.match(text, position)
+            if leaf is None or not depth:
+                depth += 1
+                position += 1
+            else:
+                position = leaf.end()
         elif text[position] == ")":
             depth -= 1
             position += 1
