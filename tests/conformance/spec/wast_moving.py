@@ -42,12 +42,16 @@ _ANY_VALUE_TYPE = re.compile(VALUE_TYPE)
 
 
 class Place(NamedTuple):
-    """Where a memory of `size` bytes is moved: the sizes of the heaps, ascending, and the distance from the first one's start."""
+    """Where a memory of `size` bytes is moved: the sizes of the heaps, ascending, and the distance from the first one's start.
+
+    So many heaps at the beginning are read-only; the memory lies above them.
+    """
 
     heaps: tuple[int, ...]
     shift: int
     size: int
     is_64: bool
+    read_only: int = 0
 
     @property
     def start(self) -> int:
@@ -76,8 +80,8 @@ def heap(size: int, *, is_64: bool) -> Place:
 
 
 def chain(size: int, *, is_64: bool) -> Place:
-    """Return a place that is a chain of the smallest heaps there are."""
-    return Place((OS_PAGE,) * (size // OS_PAGE), 0, size, is_64)
+    """Return a place that is a chain of the smallest heaps there are, below which the chain has a read-only one."""
+    return Place((OS_PAGE,) * (1 + size // OS_PAGE), OS_PAGE, size, is_64, read_only=1)
 
 
 def seam(at: int, size: int, *, is_64: bool) -> Place:

@@ -9,6 +9,7 @@ range.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
@@ -180,9 +181,13 @@ class MovedWorld(RewrittenWorld):
         grants = []
         start = place.start
         for number, size in enumerate(place.heaps):
-            segment = self._closing.enter_context(Segment.create(size, name_for_errors=f"heap {number}"))
+            name, writable = f"heap {number}", number >= place.read_only
+            segment = self._closing.enter_context(Segment.create(size, name_for_errors=name))
             descriptor = segment.descriptor
-            grants.append(Grant(heap=f"heap {number}", start=AppAddress(start), size=size, descriptor=descriptor, writable=True))
+            if not writable:
+                descriptor = segment.read_only_descriptor()
+                self._closing.callback(os.close, descriptor)
+            grants.append(Grant(heap=name, start=AppAddress(start), size=size, descriptor=descriptor, writable=writable))
             start += size
         return grants
 
