@@ -15,6 +15,7 @@ __all__ = ["main"]
 _HOMES = {
     "demo": "demo",
     "run": "run",
+    "inspect": "inspect",
     "include-path": "include_path",
     "coordinator": "coordinator",
     "verify": "coordinator",

@@ -39,6 +39,7 @@ from shmwasm.engine.modules import (
     describe,
     read_module,
     reason_of,
+    validate,
 )
 from shmwasm.engine.traps import OWN_MODULE
 from shmwasm.errors import ClosedError, ModuleError
@@ -204,23 +205,30 @@ def _find(name: str, key: str, cache: Cache) -> CompiledModule | None:
 
 def _make(name: str, key: str, content: bytes, cache: Cache, engine: wasmtime.Engine, *, own: bool) -> CompiledModule:
     """Rewrite and compile a module, and keep it under `key`."""
-    report = _OWN_REPORT
+    validate(engine, name, content)
+    content, report = (content + _OWN_NAME, _OWN_REPORT) if own else rewritten(name, content)
     try:
-        wasmtime.Module.validate(engine, content)
-        if own:
-            content += _OWN_NAME
-        else:
-            content, report = rewrite.rewrite(content)
         module = wasmtime.Module(engine, content)
     except wasmtime.WasmtimeError as failure:
         raise ModuleError(name, reason_of(failure)) from None
-    except ModuleError as failure:
-        raise ModuleError(name, failure.reason) from None
     described = describe(module)
     facts = Facts(_original(described, report), seam.PAGES in described.exports, report)
     artifact = cache.keep(key, pack(key, module.serialize(), packed(facts)))
     module.close()
     return CompiledModule(name, key, facts, artifact)
+
+
+def rewritten(name: str, content: bytes) -> rewrite.Rewritten:
+    """Return a valid module after rewriting; `name` is for the error.
+
+    Raises:
+        ModuleError: It holds something that is not known here, though the engine knows it.
+        UnsupportedError: The same, or it uses a name that is reserved.
+    """
+    try:
+        return rewrite.rewrite(content)
+    except ModuleError as failure:
+        raise ModuleError(name, failure.reason) from None
 
 
 def _original(described: ModuleDescription, report: Report) -> ModuleDescription:

@@ -146,6 +146,18 @@ def _readable(path: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[:100]}..."
 
 
+def validate(engine: wasmtime.Engine, name: str, content: bytes) -> None:
+    """Check that a module is valid, as the engine sees it; `name` is for the error.
+
+    Raises:
+        ModuleError: It is not; the reason is wasmtime's.
+    """
+    try:
+        wasmtime.Module.validate(engine, content)
+    except wasmtime.WasmtimeError as failure:
+        raise ModuleError(name, reason_of(failure)) from None
+
+
 def deserialize(engine: wasmtime.Engine, artifact: int) -> wasmtime.Module:
     """Return the module whose code is behind the descriptor `artifact`, which the caller keeps.
 
