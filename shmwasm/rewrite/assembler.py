@@ -69,6 +69,11 @@ def access(name: str, *operands: bytes, memory: int, offset: int = 0, align: int
     return b"".join((*operands, _ENCODED[name], bytes([align]), encode_unsigned(offset)))
 
 
+def all_of(*conditions: bytes) -> bytes:
+    """Return the code of whether all conditions hold; each is 0 or 1, and all are computed."""
+    return functools.reduce(functools.partial(op, "i32.and"), conditions)
+
+
 def if_(condition: bytes, then: bytes, otherwise: bytes = b"", *, result: str | None = None) -> bytes:
     """Return a conditional whose branches leave a value of the type `result`, or nothing."""
     kind = _EMPTY_BLOCK if result is None else VALUE_TYPES[result]
