@@ -133,3 +133,50 @@ def test_a_users_own_function_comes_before_wasis(shared_runtime, heap):
 
 def constant(caller, address, size):
     return 77
+
+
+RANDOM = """(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  {memory}
+  (func (export "random") (param i32) (result i32) (call $random (local.get 0) (i32.const 8)))
+  {more})"""
+COPY = """(func (export "copy") (param i32 i32 i32) (memory.copy (local.get 0) (local.get 1) (local.get 2)))"""
+
+
+@pytest.mark.parametrize(
+    ("memory", "more"),
+    [
+        ('(memory (export "memory") 1)', COPY),
+        ('(memory (export "other") 1)', ""),
+        ('(import "env" "memory" (memory 1))', ""),
+        ('(import "env" "memory" (memory 1 2 shared))', ""),
+        ("(memory 1)", COPY),
+    ],
+    ids=["exported", "exported otherwise", "imported", "imported shared", "internal"],
+)
+def test_wherever_a_module_has_its_memory_wasi_reaches_the_heap(shared_runtime, heap, memory, more):
+    block = heap.calloc(64)
+    with (
+        shared_runtime.load(RANDOM.format(memory=memory, more=more)) as module,
+        shared_runtime.spawn(module, shared_heap=heap, wasi=WasiOptions()) as instance,
+    ):
+        assert instance.call("random", block) == 0
+        assert bytes(block.view[:8]) != bytes(8)
+        assert instance.call("random", 100) == 0
+        with pytest.raises(WorkerTrapError, match="out of bounds"):
+            instance.call("random", heap.start - 65536)
+        if more:
+            instance.call("copy", block.address + 8, block, 8)
+            assert block.view[8:16] == block.view[:8]
+
+
+def test_a_64_bit_guest_survives_a_bad_pointer(shared_runtime, heap):
+    with (
+        shared_runtime.load(RANDOM.format(memory='(memory (export "memory") i64 1)', more="")) as module,
+        shared_runtime.spawn(module, shared_heap=heap, wasi=WasiOptions()) as instance,
+    ):
+        assert instance.call("random", 65536 - 8) == 0
+        for address in (65536 - 7, heap.start, 1 << 31):
+            with pytest.raises(WorkerTrapError, match="out of bounds"):
+                instance.call("random", address)
+        assert instance.call("random", 0) == 0

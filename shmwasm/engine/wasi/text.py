@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shmwasm.addresses import WASM_PAGE
+from shmwasm.engine.traps import OWN_MODULE
 from shmwasm.engine.wasi.functions import (
     FUNCTIONS,
     NO_RESULT,
@@ -191,7 +192,7 @@ def _window_adapter_of(fields: list[str]) -> str:
 
 
 def _module(fields: Iterable[str]) -> str:
-    return "\n".join(["(module $shmwasm", *fields, ")"])
+    return "\n".join([f"(module ${OWN_MODULE}", *fields, ")"])
 
 
 def _imports() -> list[str]:
@@ -302,7 +303,7 @@ def _vectors(name: str) -> Iterator[tuple[int, bool]]:
 
 
 def _private_function(name: str, checks: Collection[str]) -> str:
-    """Return the function that passes a call on to WASI if `checks` do not branch to the window adapter; without, all go there."""
+    """Return the function that calls WASI, or the window adapter if `checks` branch to it or there are none."""
     lines = [f"(func ${name} {_signature(name)} (local $answer i32)"]
     if name in _POINTING:
         entry = len(FUNCTIONS) + _POINTING.index(name)

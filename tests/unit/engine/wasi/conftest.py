@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import traceback
@@ -165,9 +166,21 @@ def heaps():
 @pytest.fixture
 def large_heap():
     """A writable heap that leaves 16 MiB of address space, and takes memory only where it is written to."""
-    size = WINDOW_END - (16 << 20)
+    with sparse_heap(WINDOW_END - (16 << 20)) as heap:
+        yield [heap]
+
+
+@pytest.fixture
+def oversized_heap():
+    """One that leaves too little for a second mapping, with what comes before it."""
+    with sparse_heap(WINDOW_END - (8 << 20)) as heap:
+        yield [heap]
+
+
+@contextlib.contextmanager
+def sparse_heap(size):
     with Segment.create(size, name_for_errors="large", reserve=False) as segment:
-        yield [grant("large", WINDOW_END - size, segment.descriptor, size=size)]
+        yield grant("large", WINDOW_END - size, segment.descriptor, size=size)
 
 
 @pytest.fixture

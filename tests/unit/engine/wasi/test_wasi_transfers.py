@@ -175,6 +175,17 @@ def test_pointers_into_the_window_are_good_as_long_as_a_chain_is_attached(apart,
             machine.window.detach()
 
 
+def test_a_chain_too_long_for_a_second_mapping_is_attached_all_the_same(apart, start, heaps, oversized_heap):
+    @apart
+    def check():
+        machine = start(oversized_heap)
+        assert "out of bounds" in machine.call("random_get", LOWER, 8)
+        assert machine.call("random_get", 0x1000, 8) == 0
+        machine.window.detach()
+        machine.window.attach(heaps)
+        assert machine.call("random_get", LOWER, 8) == 0
+
+
 def test_nothing_but_the_guest_is_in_a_backtrace(apart, start, heaps):
     @apart
     def check():
