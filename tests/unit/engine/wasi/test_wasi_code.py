@@ -6,7 +6,7 @@ import pytest
 import wasmtime
 
 from shmwasm.engine.cache import Cache
-from shmwasm.engine.wasi import compile_adapters, load_adapters
+from shmwasm.engine.wasi import WasiLinks, compile_adapters, load_adapters
 from shmwasm.engine.wasi.code import ADAPTERS
 from shmwasm.engine.wasi.functions import FUNCTIONS
 from shmwasm.engine.wasi.text import adapters
@@ -48,3 +48,14 @@ def test_what_is_no_artifact_is_refused(engine, tmp_path):
     (tmp_path / "artifact").write_bytes(b"no artifact at all, whatever it is, but long enough")
     with (tmp_path / "artifact").open("rb") as file, pytest.raises(ModuleError, match="adapters of WASI"):
         load_adapters(engine, file.fileno())
+
+
+def test_a_call_before_the_guest_is_served_traps(engine, adapter_code):
+    store, linker = wasmtime.Store(engine), wasmtime.Linker(engine)
+    store.set_epoch_deadline(1 << 32)
+    WasiLinks(store, adapter_code, linker)
+    module = """(module (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+      (func $start (drop (call $yield))) (start $start))"""
+    with pytest.raises(wasmtime.Trap, match="uninitialized element"):
+        linker.instantiate(store, wasmtime.Module(engine, module))
+    store.close()
