@@ -95,9 +95,10 @@ class Scan:
         self._binary = binary
 
     def __iter__(self) -> Iterator[Site]:
-        content, bodies = self._binary.content, self._binary.bodies
+        content = self._binary.content
+        _, _, codes, ends = self._binary.bodies.columns
         skip = _skipping(frozenset(self.features)).match
-        for function, (code, end) in enumerate(zip(bodies.codes, bodies.ends, strict=True), self._binary.imported("function")):
+        for function, (code, end) in enumerate(zip(codes, ends, strict=True), self._binary.imported("function")):
             last = end - 1  # the function's own `end`
             found = skip(content, code, last)
             position = found.end() if found else code

@@ -203,21 +203,21 @@ def test_what_a_killed_writer_left_is_removed_only_once_it_is_old(cache, monkeyp
 
 
 def test_only_one_makes_what_has_one_key(cache):
-    inside, order = threading.Event(), []
+    tries, entered = threading.Event(), threading.Event()
 
     def second() -> None:
-        inside.wait()
+        tries.set()
         with cache.making("key"):
-            order.append("second")
+            entered.set()
 
     thread = threading.Thread(target=second)
-    thread.start()
     with cache.making("key"):
-        inside.set()
+        thread.start()
+        tries.wait()
         with cache.making("another key"):
-            order.append("first")
+            assert not entered.wait(0.2)
     thread.join()
-    assert order == ["first", "second"]
+    assert entered.is_set()
 
 
 def test_a_killed_maker_holds_up_nobody(cache):
