@@ -2,7 +2,10 @@
 //!
 //! `rustup target add wasm32-unknown-unknown`, or on Debian `apt install rustc libstd-rust-dev-wasm32`, and then:
 //!
-//!     rustc --target wasm32-unknown-unknown --crate-type cdylib -C opt-level=3 -C strip=symbols -o histogram.wasm histogram.rs
+//!     rustc --target wasm32-unknown-unknown --crate-type cdylib -C opt-level=3 -C strip=symbols \
+//!         -C target-feature=+atomics,+bulk-memory -o histogram.wasm histogram.rs
+//!
+//! Without `+atomics` the compiler takes the guest to be alone, and makes ordinary loads and stores of atomics.
 
 use std::slice;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture
+def compiler() -> str:
+    assert COMPILER is not None
+    return COMPILER
+
+
 @pytest.fixture(scope="session")
 def compile_natively(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that compiles a program of this directory, and skips the test where there is no such sanitizer."""
