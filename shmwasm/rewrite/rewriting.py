@@ -128,12 +128,12 @@ class _Rewriting:
         length = site.constant.value if site.constant and site.instruction != INIT else None
         alike = site.instruction, site.memory, site.source, site.align, site.offset, length
         if alike not in self._expansions:
-            self._expansions[alike] = self._expansion_of_heap(heap, site)
+            self._expansions[alike] = expansion = self._expansion_of_heap(heap, site)
+            if expansion is not None and site.instruction in BULK | WAITING:
+                heap.require_seam()
         expansion = self._expansions[alike]
         if expansion is not None:
             self._changes[site.instruction] += 1
-            if site.instruction in BULK | WAITING:
-                heap.require_seam()
         return expansion
 
     def _expansion_of_heap(self, heap: HeapMemory, site: Site) -> Expansion | None:

@@ -39,7 +39,13 @@ def code_edits(binary: Binary, replaced: Iterable[Replaced]) -> Iterator[Edit]:
 def _body_edits(binary: Binary, function: int, body: Body, replaced: Sequence[Replaced]) -> list[Edit]:
     appended = _appended(replaced)
     first, edits = _append_locals(binary, function, body, appended) if appended else (0, [])
-    edits += (_site_edit(one, first, appended) for one in replaced)
+    codes: dict[Expansion, bytes] = {}
+    for site, expansion in replaced:
+        code = codes.get(expansion)
+        if code is None:
+            code = codes[expansion] = expansion.code(_places(expansion, first, appended))
+        start = site.constant.start if expansion.takes_constant and site.constant else site.start
+        edits.append(Edit(start, site.end, code, site.start))
     size = body.end - body.locals + growth(edits)
     return [replacement(body.start, body.locals, encode_unsigned(size)), *edits]
 
@@ -71,12 +77,11 @@ def _append_locals(binary: Binary, function: int, body: Body, types: Sequence[st
     ]
 
 
-def _site_edit(replaced: Replaced, first: int, appended: Sequence[str]) -> Edit:
-    site, expansion = replaced
+def _places(expansion: Expansion, first: int, appended: Sequence[str]) -> list[int]:
+    """Return the locals for an expansion, among those that were appended from `first` on."""
     free = {kind: first + appended.index(kind) for kind in _TYPES if kind in appended}
     places = []
     for kind in expansion.locals:
         places.append(free[kind])
         free[kind] += 1
-    start = site.constant.start if expansion.takes_constant and site.constant else site.start
-    return Edit(start, site.end, expansion.code(places), site.start)
+    return places

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import wasmtime
 
 from shmwasm.addresses import OS_PAGE, WASM_PAGE, WINDOW_END
+from shmwasm.rewrite import rewrite, seam
+from shmwasm.wasm.decoding import decode
 
 FAR = (1 << 32) - 16
 """A static offset that takes a small address into the last heap of a 32-bit guest."""
@@ -99,6 +102,14 @@ def test_address_and_offset_that_wrap_do_not_reach_the_chain(attached, host):
     assert attached.trap("wait32_far", wraps, 0, 0) == "memory_out_of_bounds"
     assert attached.trap("notify_far", wraps, 0) == "memory_out_of_bounds"
     assert host.asked == []
+
+
+def test_offset_that_no_address_can_have_leaves_the_instruction_as_it_is():
+    text = f"""(module (memory (export "memory") i64 1) (func (export "f") (param i64) (result i32)
+      (memory.atomic.notify offset={1 << 36} (local.get 0) (i32.const 1))))"""
+    content, report = rewrite(bytes(wasmtime.wat2wasm(text)))
+    assert "memory.atomic.notify" not in [change.what for change in report.changes]
+    assert seam.ALIAS not in {export.name for export in decode(content).exports}
 
 
 def test_after_detach_the_chains_addresses_trap(attached, host):
