@@ -21,16 +21,14 @@ DIRECTORIES = ("shmwasm/guests", "examples", "benchmarks/guests", "tests/integra
 BOTH_SIZES = {"tests/integration/guests/kit.c", "tests/integration/guests/kit_zig.zig"}
 """What is also compiled for 64-bit memories, to `NAME64.wasm`."""
 
-FEATURES = "generic+atomics+simd128+mutable_globals+sign_ext"
+FEATURES = "generic+atomics+simd128"
 C_FLAGS = (
     f"-mcpu={FEATURES}",
     "-O3",
     "-Wall",
     "-Wextra",
     "-Werror",
-    # A heap's bytes are read as whatever type the guest needs; and no loop of ours becomes a call of memcpy.
-    "-fno-strict-aliasing",
-    "-fno-builtin",
+    "-fno-strict-aliasing",  # a heap's bytes are read as whatever type the guest needs
     "-nostdlib",
     "-Wl,--no-entry",
     "-Wl,--export-memory",
