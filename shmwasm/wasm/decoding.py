@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -26,11 +27,13 @@ _MOST_ITEMS: Final = 10_000_000
 
 _I32_CONST, _I64_CONST, _END = 0x41, 0x42, 0x0B
 
-_LOCALS: Final = NUMBER + VALUE_TYPE
-_BODY: Final = re.compile(
-    rb"(%b)(?:\x00|%b)" % (NUMBER, b"|".join(rb"%b(?:%b){%d}" % (bytes([count]), _LOCALS, count) for count in range(1, 9)))
-)
-"""A body's size, and its locals where they come in at most eight groups."""
+
+@functools.cache
+def _body() -> re.Pattern[bytes]:
+    """Return the expression of a body's size, and its locals where they come in at most eight groups."""
+    group = NUMBER + VALUE_TYPE
+    groups = b"|".join(rb"%b(?:%b){%d}" % (bytes([count]), group, count) for count in range(1, 9))
+    return re.compile(rb"(%b)(?:\x00|%b)" % (NUMBER, groups))
 
 
 _SIMPLE_GLOBAL: Final = re.compile(rb"[\x7c-\x7f][\x00\x01](?:[\x41\x42\x23]%b|\x43.{4}|\x44.{8})\x0b" % NUMBER, re.DOTALL)
@@ -258,7 +261,7 @@ def _read_data_count(reader: Reader, binary: Binary) -> None:
 def _read_code(reader: Reader, binary: Binary) -> None:
     content, limit = reader.content, reader.end
     starts, locals_, codes, ends = binary.bodies.columns
-    match_body = _BODY.match
+    match_body = _body().match
     count, position = reader.count(), reader.position
     for _ in range(count):
         found = match_body(content, position, limit)
