@@ -1,5 +1,5 @@
-//! The guest kit: what a guest in Zig needs to work with others in a shared heap. The same as shmwasm.h, with the same layouts, so that
-//! guests in both languages share one mutex or queue; the headers say how it works, and what holds when a process dies.
+//! The guest kit: what a guest in Zig needs to work with others in a shared heap. The same as shmwasm.h, with the same layouts,
+//! so that guests in both languages share one mutex or queue; the headers say how it works, and what holds when a process dies.
 //!
 //!     python -m ziglang build-exe -target wasm32-freestanding -mcpu generic+atomics -O ReleaseFast -fno-entry -rdynamic \
 //!         --dep shmwasm -Mroot=guest.zig -Mshmwasm="$(shmwasm include-path)/shmwasm.zig" -femit-bin=guest.wasm

@@ -35,7 +35,8 @@ pub fn peerAlive(peer: u32) bool {
 
 pub const Waited = enum(u32) { woken = 0, different = 1, timed_out = 2 };
 
-/// Waits while `word` is `expected`, until it is woken, perhaps for no reason, or for `timeout_ns` nanoseconds unless that is negative.
+/// Waits while `word` is `expected`, until it is woken, perhaps for no reason, or for `timeout_ns` nanoseconds unless that is
+/// negative.
 pub inline fn futexWait(word: *u32, expected: u32, timeout_ns: i64) Waited {
     return @fromBackingInt(@intCast(asm volatile (
         \\local.get %[word]
@@ -91,12 +92,13 @@ pub const Patience = struct {
     }
 };
 
-/// What waiters wait for, and makers of what they wait for signal. Bit 0: somebody may wait. The rest: how often that was cleared.
+/// What waiters wait for, and makers of what they wait for signal. Bit 0: somebody may wait. The rest: how often that was
+/// cleared.
 pub const Event = extern struct {
     word: u32 = 0,
 
-    /// Says that somebody may wait, and returns what to wait with, after having looked once more whether there is nothing. Publishes
-    /// to the load in `signal`.
+    /// Says that somebody may wait, and returns what to wait with, after having looked once more whether there is nothing.
+    /// Publishes to the load in `signal`.
     pub inline fn expect(event: *Event) u32 {
         return @atomicRmw(u32, &event.word, .Or, 1, .seq_cst) | 1;
     }
@@ -105,7 +107,8 @@ pub const Event = extern struct {
         return @atomicLoad(u32, &event.word, .seq_cst) & 1 != 0;
     }
 
-    /// Wakes at most `count` of those who wait, if anybody may; returns how many. One load where nobody waits. Pairs with `expect`.
+    /// Wakes at most `count` of those who wait, if anybody may; returns how many. One load where nobody waits. Pairs with
+    /// `expect`.
     pub inline fn signal(event: *Event, count: u32) u32 {
         const word = @atomicLoad(u32, &event.word, .seq_cst);
         return if (word & 1 == 0) 0 else event.wake(word, count);
@@ -118,7 +121,8 @@ pub const Event = extern struct {
     }
 };
 
-/// Atomic 64-bit words, all sequentially consistent. As instructions, since Zig has no 64-bit atomics for wasm32, which does have them.
+/// Atomic 64-bit words, all sequentially consistent. As instructions, since Zig has no 64-bit atomics for wasm32, which does have
+/// them.
 pub const word64 = struct {
     pub inline fn load(place: *const u64) u64 {
         return asm volatile (

@@ -30,7 +30,8 @@ pub const Mutex = extern struct {
         };
     }
 
-    /// Locks, waiting for so many nanoseconds at most; null: for ever. With 0 it does not wait, but notices the death of the holder.
+    /// Locks, waiting for so many nanoseconds at most; null: for ever. With 0 it does not wait, but notices the death of the
+    /// holder.
     pub inline fn timedLock(mutex: *Mutex, timeout_ns: ?u64) (LockError || error{TimedOut})!Locked {
         return if (mutex.swap(0, base.self())) .clean else mutex.lockSlowly(timeout_ns);
     }

@@ -155,7 +155,8 @@ pub fn Queue(comptime Message: type) type {
             queue.endWriting(slotOf(message), 0);
         }
 
-        /// Returns the next message, which is the caller's until it releases it; null if there is none, or if it is still being written.
+        /// Returns the next message, which is the caller's until it releases it; null if there is none, or if it is still being
+        /// written.
         pub inline fn front(queue: *Self) ?*const Message {
             while (true) {
                 const position = word64.load(&queue.head);
@@ -247,7 +248,8 @@ pub fn Queue(comptime Message: type) type {
             return message;
         }
 
-        /// Sends a message, waiting for room for so many nanoseconds at most; null: for ever. With 0 it does not wait, but notices deaths.
+        /// Sends a message, waiting for room for so many nanoseconds at most; null: for ever. With 0 it does not wait, but
+        /// notices deaths.
         pub fn push(queue: *Self, message: Message, timeout_ns: ?u64) error{ TimedOut, Closed }!void {
             for (0..base.spins(timeout_ns)) |_| return queue.tryPush(message) catch |failure| switch (failure) {
                 error.Full => continue,
