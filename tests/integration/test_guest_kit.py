@@ -13,6 +13,7 @@ from shmwasm.errors import CallTimeoutError, WorkerLostError
 
 GUESTS = Path(__file__).parent / "guests"
 LANGUAGES = ["kit", "kit_zig"]
+ALL_LANGUAGES = ["kit", "kit_cpp", "kit_zig"]
 PATIENCE = 50
 OK, AGAIN, TIMED_OUT, CLOSED, OWNER_DIED, NOT_RECOVERABLE, DEADLOCK, NOT_OWNER, INVALID = range(9)
 """shmwasm_status."""
@@ -187,7 +188,7 @@ class TestMutex:
         assert third.call("mutex_consistent", mutex) == OK
         assert third.call("mutex_unlock", mutex) == OK
 
-    @pytest.mark.parametrize("name", LANGUAGES)
+    @pytest.mark.parametrize("name", ALL_LANGUAGES)
     def test_what_a_dead_holder_left_half_done_is_repaired_in_either_language(self, heap, spawn, mutex, here, name):
         kill_once_there(spawn(), "mutex_lock_and_stay", mutex, here)
         with heap.calloc(16) as counters:
@@ -244,21 +245,23 @@ class TestQueue:
         instance.call("queue_close", queue)
         assert [future.result(PATIENCE) for future in waiting] == [-CLOSED] * 2
 
-    def test_messages_of_a_producer_killed_while_it_writes_hold_nobody_up(self, instance, spawn, queue, here):
-        consumer = spawn()
+    @pytest.mark.parametrize("name", ALL_LANGUAGES)
+    def test_a_producer_killed_while_it_writes_holds_nobody_up(self, heap, instance, spawn, queue, here, name):
         kill_once_there(spawn(), "queue_claim_and_stay", queue, here)
         assert instance.call("queue_push", queue, 0, 7, 0) == OK
-        assert consumer.call("queue_pop", queue, FOREVER, timeout=PATIENCE) == 7
-        assert consumer.call("queue_voided", queue) == 1
-        assert consumer.call("queue_pop", queue, 0) == -TIMED_OUT
+        instance.call("queue_close", queue)
+        with heap.calloc(4) as received:
+            assert spawn(name).call("queue_pop_all", queue, received, 1, timeout=PATIENCE) == 1
+        assert instance.call("queue_voided", queue) == 1
+        assert instance.call("queue_pop", queue, 0) == -CLOSED
 
-    def test_the_place_of_a_consumer_killed_while_it_reads_is_free_again(self, instance, spawn, queue, here):
-        producer = spawn()
+    @pytest.mark.parametrize("name", ALL_LANGUAGES)
+    def test_the_place_of_a_consumer_killed_while_it_reads_is_free_again(self, instance, spawn, queue, here, name):
         assert [instance.call("queue_push", queue, 0, number, 0) for number in range(4)] == [OK] * 4
         kill_once_there(spawn(), "queue_take_and_stay", queue, here)
-        assert producer.call("queue_push", queue, 0, 4, FOREVER, timeout=PATIENCE) == OK
-        assert producer.call("queue_lost", queue) == 1
-        assert [instance.call("queue_pop", queue, 0) for _ in range(5)] == [1, 2, 3, 4, -TIMED_OUT]
+        assert spawn(name).call("queue_push_many", queue, 1, 1, timeout=PATIENCE) == 1
+        assert instance.call("queue_lost", queue) == 1
+        assert [instance.call("queue_pop", queue, 0) for _ in range(5)] == [1, 2, 3, 0, -TIMED_OUT]
 
     def test_a_claim_of_an_instance_that_lives_is_not_taken_from_it(self, instance, spawn, queue, here):
         staying = spawn()
@@ -281,7 +284,7 @@ class TestQueue:
 class TestAddressSizes:
     """One heap, seen through 32-bit and 64-bit memories."""
 
-    @pytest.mark.parametrize("sender", ["kit", "kit64", "kit_zig", "kit_zig64"])
+    @pytest.mark.parametrize("sender", ["kit", "kit64", "kit_cpp", "kit_zig", "kit_zig64"])
     @pytest.mark.parametrize("receiver", ["kit64", "kit_zig64"])
     def test_one_queue_serves_instances_of_both_sizes_and_languages(self, heap, spawn, sender, receiver):
         producer, consumer = spawn(sender), spawn(receiver)
