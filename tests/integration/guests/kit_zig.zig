@@ -42,7 +42,8 @@ export fn ring_push_many(address: *anyopaque, count: u32) u32 {
     return count;
 }
 
-/// Receives until the queue is closed and empty; checks contents and the order of each producer; counts into `received[producer]`.
+/// Receives until the queue is closed and empty; checks contents and the order of each producer; counts into
+/// `received[producer]`.
 export fn queue_pop_all(address: *anyopaque, received: [*]u32, producers: u32) u32 {
     const queue = Queue.open(address) catch @trap();
     var next: [16]u32 = @splat(0);

@@ -1,4 +1,5 @@
-/* What tests/stress/test_guest_kit.py kills: instances that lock one mutex and use one queue, for ever, lingering where death hurts. */
+/* What tests/stress/test_guest_kit.py kills: instances that lock one mutex and use one queue, for ever, lingering where death
+ * hurts. */
 #include "shmwasm.h"
 
 #define LIVES 256
