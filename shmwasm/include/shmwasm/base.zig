@@ -68,7 +68,7 @@ pub const everyone: u32 = 0x7fff_ffff;
 
 /// How often a blocking function tries before it waits.
 pub fn spins(timeout_ns: ?u64) usize {
-    return if (timeout_ns == 0) 0 else 10_000;
+    return if (timeout_ns == 0) 0 else 3000;
 }
 
 /// How long a blocking function still waits, in slices.
