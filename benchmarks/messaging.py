@@ -13,8 +13,8 @@ from benchmarks.rows import Row, compare
 from shmwasm import Instance, Runtime
 
 TOPIC: Final = "queue"
-SENT: Final = 2_000_000
-"""Messages that guests send in one round; the peers, far slower, send a hundredth."""
+SENT: Final = 1_000_000
+"""Messages that guests send in one round; the peers, far slower, send a hundredth of that."""
 ROUND_TRIPS: Final = 50_000
 SLOWER: Final = 100
 KINDS: Final = {"ring": "one producer, one consumer", "queue": "any number of each"}
