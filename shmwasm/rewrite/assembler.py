@@ -35,13 +35,13 @@ def op(name: str, *operands: bytes, at: Sequence[int] = ()) -> bytes:
 @functools.lru_cache
 def i32(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
-    return _ENCODED["i32.const"] + encode_signed(_as_signed(value, 32))
+    return _ENCODED["i32.const"] + encode_signed(as_signed(value, 32))
 
 
 @functools.lru_cache
 def i64(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
-    return _ENCODED["i64.const"] + encode_signed(_as_signed(value, 64))
+    return _ENCODED["i64.const"] + encode_signed(as_signed(value, 64))
 
 
 @functools.lru_cache
@@ -111,5 +111,6 @@ def _vector(items: Sequence[bytes]) -> bytes:
     return encode_unsigned(len(items)) + b"".join(items)
 
 
-def _as_signed(value: int, bits: int) -> int:
+def as_signed(value: int, bits: int) -> int:
+    """Return the signed number that has the bits of an unsigned one."""
     return value - (1 << bits) if value >= 1 << (bits - 1) else value

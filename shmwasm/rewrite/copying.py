@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from shmwasm.rewrite.assembler import access, all_of, body, get, i64, if_, op, put
-from shmwasm.rewrite.expansion import Expansion, Length, length_in, length_of, may_leave_private, narrowed, scratch_of, widened
+from shmwasm.rewrite.expansion import Expansion, Length, inline, may_leave_private, narrowed, widened
 from shmwasm.rewrite.heap_memory import PAGE_BITS, HeapMemory, Range
 from shmwasm.wasm.binary import Memory
 from shmwasm.wasm.scanning import Site
@@ -82,18 +82,8 @@ class _Copy:
         return self.to.is_heap and self.source.is_heap
 
     def expansion(self, site: Site) -> Expansion:
-        kind = self.types[_LENGTH]
-        scratch = scratch_of(self.heap)
-        if site.constant is None:
-            return Expansion(
-                lambda local: self._site(local[:2], length_in(local[2], kind), local[3:], quick=self.within_heap),
-                self.types,
-                scratch,
-            )
-        length = length_of(site.constant, kind)
-        return Expansion(
-            lambda local: self._site(local[:2], length, local[2:], quick=False), self.types[:2], scratch, takes_constant=True
-        )
+        quick = self.within_heap and site.constant is None
+        return inline(self.heap, site, self.types, lambda *known: self._site(*known, quick=quick))
 
     def _site(self, addresses: Sequence[int], length: Length, scratch: Sequence[int], *, quick: bool) -> bytes:
         """Return the code at a site; `quick` is whether it copies to and from a chain without a call."""

@@ -12,7 +12,6 @@ original that the engine has to validate.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from types import MappingProxyType
@@ -29,7 +28,7 @@ from shmwasm.rewrite.offsets import edited, replacement
 from shmwasm.rewrite.report import Change, Report
 from shmwasm.rewrite.report import HeapMemory as ReportedMemory
 from shmwasm.rewrite.sites import Replaced, code_edits
-from shmwasm.wasm.binary import CODE, DATA, IMPORT, MEMORY, START, Binary, Data
+from shmwasm.wasm.binary import CODE, DATA, IMPORT, KINDS, MEMORY, START, Binary, Data
 from shmwasm.wasm.decoding import decode
 from shmwasm.wasm.features import features_of
 from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Scan, Site
@@ -143,7 +142,7 @@ class _Rewriting:
             case name if name == FILL:
                 return filling.expand_fill(heap, site)
             case name if name == INIT:
-                return self._init_pass.expand(site)
+                return filling.expand_init(heap, site)
             case name if name in WAITING:
                 return waiting.expand(heap, site)
             case name if name == SIZE and heap.is_64:
@@ -175,11 +174,6 @@ class _Rewriting:
     def _data_of(self, memory: int) -> Iterator[Data]:
         return (segment for segment in self._binary.data if segment.mode == "active" and segment.memory == memory)
 
-    @functools.cached_property
-    def _init_pass(self) -> filling.InitPass:
-        assert self._heap is not None
-        return filling.InitPass(self._heap)
-
     def _export_memory(self) -> None:
         memory = self._reported
         if memory is not None and memory.export == seam.MEMORY:
@@ -197,16 +191,18 @@ class _Rewriting:
 
 
 def _refuse_reserved_names(binary: Binary) -> None:
-    for export in binary.exports:
-        if export.name.startswith(seam.PREFIX):
-            raise UnsupportedError(f"an export named {shown(export.name)}", f"names that start with {seam.PREFIX!r} are reserved")
+    names, *_ = binary.exports.columns
+    reserved = next((name for name in names if name.startswith(seam.PREFIX)), None)
+    if reserved is not None:
+        raise UnsupportedError(f"an export named {shown(reserved)}", f"names that start with {seam.PREFIX!r} are reserved")
 
 
 def _heap_memory(binary: Binary) -> ReportedMemory | None:
     """Return the memory for chains: the one exported as "memory", else the first that is exported, else the first."""
     if not binary.memories:
         return None
-    exported = {export.name: export.number for export in binary.exports if export.kind == "memory"}
+    kind = KINDS.index("memory")
+    exported = {name: number for name, each, number in zip(*binary.exports.columns, strict=True) if each == kind}
     name = "memory" if "memory" in exported else next(iter(exported), None)
     index = 0 if name is None else exported[name]
     if index >= len(binary.memories):

@@ -44,7 +44,7 @@ def _body_edits(binary: Binary, function: int, body: Body, replaced: Sequence[Re
         code = codes.get(expansion)
         if code is None:
             code = codes[expansion] = expansion.code(_places(expansion, first, appended))
-        start = site.constant.start if expansion.takes_constant and site.constant else site.start
+        start = site.constant.start if expansion.constants and site.constant else site.start
         edits.append(Edit(start, site.end, code, site.start))
     size = body.end - body.locals + growth(edits)
     return [replacement(body.start, body.locals, encode_unsigned(size)), *edits]
