@@ -113,8 +113,11 @@ class _Rewriting:
         memory = self._reported
         if memory is None or self._binary.memories[memory.index].page_size != WASM_PAGE:
             return None
-        if memory.is_64 and (memory.shared or memory.minimum > sizes.DECLARED_PAGES):
-            return None
+        if memory.is_64:
+            # An address that is computed cannot be checked here, and the engine would not find it to be out of bounds.
+            computed = any(segment.address is None for segment in self._data_of(memory.index))
+            if computed or memory.shared or memory.minimum > sizes.DECLARED_PAGES:
+                return None
         return HeapMemory(memory.index, memory.is_64, memory.minimum, self._additions)
 
     def _expansion(self, site: Site) -> Expansion | None:
@@ -163,8 +166,7 @@ class _Rewriting:
         self._additions.edit(section, [replacement(span.start, span.end, sizes.declared_type())])
         self._changes[_DECLARED_SIZE] += 1
         for segment in self._data_of(heap.index):
-            if segment.address is None:
-                raise UnsupportedError("a data segment of a 64-bit memory", "only a single constant can say where it goes")
+            assert segment.address is not None
             end = segment.address + segment.content.end - segment.content.start
             if end > heap.minimum * WASM_PAGE:
                 assert segment.offset is not None

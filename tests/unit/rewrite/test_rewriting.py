@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import pytest
 import wasmtime
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shmwasm.addresses import OS_PAGE, WINDOW_END
 from shmwasm.engine.traps import GuestTrapError
@@ -225,6 +228,25 @@ def test_export_under_a_reserved_name_is_refused():
 def test_bytes_that_are_no_module_are_refused(content):
     with pytest.raises(ModuleError):
         rewrite(content)
+
+
+MUTATED = _binary(f"""(module (import "env" "memory" (memory 1)) (memory $wide i64 1 4) (memory $far 1)
+  (global (mut i64) (i64.const 1)) (table 2 funcref) (elem (i32.const 0) $copy) (data "passive") (data (i32.const 8) "active") {COPY}
+  (func (export "more") (param i32 i64) (local f32 v128 funcref)
+    (memory.fill (local.get 0) (i32.const 1) (i32.const 300)) (memory.copy 0 $far (i32.const 0) (i32.const 8) (local.get 0))
+    (memory.init 0 (i32.const 0) (i32.const 0) (i32.const 2)) (drop (memory.grow $wide (local.get 1)))
+    (drop (memory.atomic.notify offset=4 (i32.const 0) (i32.const 1)))))""")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(8, len(MUTATED) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damaged_module_is_refused_by_name_or_rewritten(damage):
+    content = bytearray(MUTATED)
+    for position, byte in damage:
+        content[position] = byte
+    with contextlib.suppress(ModuleError, UnsupportedError):
+        rewritten, report = rewrite(bytes(content))
+        assert (rewritten == content) == (not report.changed)
 
 
 def test_rewritten_module_is_refused():
