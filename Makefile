@@ -1,7 +1,7 @@
 # What a developer runs. `pip install -e '.[dev]'` first; everything here uses that environment's tools.
 PYTHON ?= python
 
-.PHONY: check test core guests layout bench soak docs demo
+.PHONY: check test core guests wasi layout bench soak docs demo
 
 check:  ## lint, types, layers, and the committed binaries against their sources
 	ruff check .
@@ -11,6 +11,7 @@ check:  ## lint, types, layers, and the committed binaries against their sources
 	$(PYTHON) tools/generate_layout.py --check
 	$(PYTHON) tools/build_core.py --check
 	$(PYTHON) tools/build_guests.py --check
+	$(PYTHON) tools/build_wasi.py --check
 
 test:  ## the whole test suite
 	pytest -n auto
@@ -20,6 +21,9 @@ core:  ## compile the allocator to shmwasm/core/core.wasm
 
 guests:  ## compile the guests of the demo and of the examples
 	$(PYTHON) tools/build_guests.py
+
+wasi:  ## make WASI's adapters from the table of its functions
+	$(PYTHON) tools/build_wasi.py
 
 layout:  ## write shmwasm/core/layout.py from the C header
 	$(PYTHON) tools/generate_layout.py

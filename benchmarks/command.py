@@ -10,14 +10,15 @@ from typing import Final
 import click
 from rich.console import Console
 
-from benchmarks import access, calling, guest_blocks, leasing, python_blocks, scaling, spawning
+from benchmarks import access, bulk, calling, guest_blocks, leasing, messaging, python_blocks, rewriting, scaling, spawning
 from benchmarks.context import Context
 from benchmarks.machine import facts
 from benchmarks.reporting import as_json, table
 from benchmarks.rows import Row
 
 TOPICS: Final[dict[str, Callable[[Context], Iterator[Row]]]] = {
-    module.TOPIC: module.rows for module in (access, guest_blocks, python_blocks, spawning, calling, leasing, scaling)
+    module.TOPIC: module.rows
+    for module in (access, bulk, guest_blocks, python_blocks, spawning, calling, leasing, messaging, scaling, rewriting)
 }
 
 

@@ -12,6 +12,8 @@ from benchmarks.rows import Budget, Row, Unit
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((float(1 << 30), "GiB"), (float(1 << 20), "MiB"), (float(1 << 10), "KiB"), (1.0, "B"))
+_RATES = ((1e6, "M/s"), (1e3, "k/s"), (1.0, "/s"))
+_PREFIXES = {"s": _SECONDS, "B": _BYTES, "1/s": _RATES}
 
 
 def table(rows: Iterable[Row]) -> Table:
@@ -48,7 +50,7 @@ def quantity(summary: Summary, unit: Unit) -> str:
 
 
 def _prefix(value: float, unit: Unit) -> tuple[float, str]:
-    prefixes = _SECONDS if unit == "s" else _BYTES
+    prefixes = _PREFIXES[unit]
     return next((prefix for prefix in prefixes if value >= prefix[0]), prefixes[-1])
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmarks.measuring import Summary, summarize, summarize_ratio
 
-Unit = Literal["s", "B"]
+Unit = Literal["s", "B", "1/s"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,15 @@ import click
 
 __all__ = ["main"]
 
-_HOMES = {"demo": "demo", "run": "run", "coordinator": "coordinator", "verify": "coordinator", "doctor": "doctor"}
+_HOMES = {
+    "demo": "demo",
+    "run": "run",
+    "inspect": "inspect",
+    "include-path": "include_path",
+    "coordinator": "coordinator",
+    "verify": "coordinator",
+    "doctor": "doctor",
+}
 """The module of each command, imported when it is used: `doctor` must run where the others cannot even be imported."""
 
 
@@ -23,7 +31,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
         if cmd_name not in _HOMES:
             return None
-        command = getattr(import_module(f"shmwasm.cli.{_HOMES[cmd_name]}"), cmd_name)
+        command = getattr(import_module(f"shmwasm.cli.{_HOMES[cmd_name]}"), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

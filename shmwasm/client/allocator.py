@@ -18,9 +18,10 @@ from shmwasm import errors
 from shmwasm.addresses import AppAddress
 from shmwasm.core import CORE_MODULE, Core, HeapSlot
 from shmwasm.engine.cache import Cache
+from shmwasm.engine.compiling import CompiledModule, compile_module
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
-from shmwasm.engine.modules import CompiledModule, Source, compile_module, deserialize
+from shmwasm.engine.modules import Source, deserialize
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class ClientAllocator:
         engine = self._require_engine()
         with self._lock:
             if self._core is None:
-                with compile_module(CORE_MODULE, self._cache, engine=engine) as compiled:
+                with compile_module(CORE_MODULE, self._cache, engine=engine, own=True) as compiled:
                     module = deserialize(engine, compiled.descriptor)
                 self._core = Core(new_store(engine), module, owner=self._peer, hooks=self)
             return self._core

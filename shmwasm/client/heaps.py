@@ -11,7 +11,7 @@ import ctypes
 import operator
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, cast
 
 from shmwasm import errors
 from shmwasm.addresses import WINDOW_END, WINDOW_END_64, AppAddress, HeapOffset, NativeAddress, address32
@@ -19,6 +19,7 @@ from shmwasm.client import checks
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
+from shmwasm.core.layout import FIRST_PLACE
 from shmwasm.posix.mappings import Mapping
 from shmwasm.protocol import messages
 
@@ -46,6 +47,8 @@ class SharedHeap:
 
     malloc_address: Callable[..., AppAddress]
     free_address: Callable[[int], None]
+    _malloc_place: Callable[..., int]
+    _free_place: Callable[[int], None]
 
     def __init__(
         self,
@@ -78,10 +81,13 @@ class SharedHeap:
         self._forget = forget
         if slot is None:
             self.malloc_address, self.free_address = self._malloc_nothing, self._free_nothing
+            self._malloc_place, self._free_place = self._malloc_nothing, self._free_no_place
         else:
             slot.exhausted = self._raise_exhausted
             self.malloc_address = cast("Callable[..., AppAddress]", slot.malloc)
             self.free_address = self._scrub_and_free if description.scrub else slot.free
+            self._malloc_place = slot.malloc_place
+            self._free_place = self._scrub_and_free_place if description.scrub else slot.free_place
 
     @property
     def start(self) -> AppAddress:
@@ -112,8 +118,8 @@ class SharedHeap:
             ArgumentError: `size` or `alignment` is no such number.
             ClosedError: The heap was closed.
         """
-        address = self.malloc_address(size, alignment)
-        return Block(self, HeapOffset(address - self._start), size if type(size) is int else operator.index(size))
+        place = self._malloc_place(size, alignment)
+        return Block(self, HeapOffset(place - FIRST_PLACE), size if type(size) is int else operator.index(size))
 
     def calloc(self, count: int, size: int = 1) -> Block:
         """Allocate a block of `count * size` zero bytes; raises what `malloc` raises."""
@@ -137,9 +143,9 @@ class SharedHeap:
         slot, size = self._managed_slot(), checks.whole_number(size, "realloc's size")
         if not isinstance(block, Block):
             raise errors.ArgumentError(f"{errors.shown(block)} is not a block of {self!r}")
-        usable = slot.usable_size(self._address_of(block))
+        usable = slot.usable_size(self._offset_of(block))
         if block.freed or not usable:
-            raise errors.InvalidFreeError(self.name, self._address_of(block), "it is not a live block")
+            raise errors.InvalidFreeError(self.name, block.address, "it is not a live block")
         if usable // 2 < size <= usable:
             moved = Block(self, block.offset, size)
         else:
@@ -148,7 +154,7 @@ class SharedHeap:
             # A block that somebody else freed may be a smaller one by now.
             ctypes.memmove(self._native + moved.offset, self._native + block.offset, min(size, block.size, usable))
             del view
-            self.free_address(block.address)
+            self._free_place(block.offset + FIRST_PLACE)
         block.freed = True
         return moved
 
@@ -162,17 +168,16 @@ class SharedHeap:
         if not isinstance(block, Block):
             self.free_address(block)
             return
-        address = block.__index__()
         if block.heap is not self:
-            raise errors.InvalidFreeError(self.name, address, f"it is a block of shared heap {block.heap.name!r}")
+            raise errors.InvalidFreeError(self.name, block.address, f"it is a block of shared heap {block.heap.name!r}")
         if block.freed:
-            raise errors.InvalidFreeError(self.name, address, "it was freed already")
-        self.free_address(address)
+            raise errors.InvalidFreeError(self.name, block.address, "it was freed already")
+        self._free_place(block.offset + FIRST_PLACE)
         block.freed = True
 
     def usable_size(self, block: Block | int) -> int:
         """Return how many bytes the block at that app address can hold; 0 if no live block starts there."""
-        return self._managed_slot().usable_size(self._address_of(block))
+        return self._managed_slot().usable_size(self._offset_of(block))
 
     def block_at(self, app_address: int, size: int | None = None) -> Block:
         """Return the block at an app address (signed or unsigned) that a 32-bit or a 64-bit guest gave.
@@ -184,12 +189,12 @@ class SharedHeap:
         Raises:
             ArgumentError: There is no such block in this heap, or it is smaller than `size`.
         """
-        address = self._address_of(app_address)
-        offset = HeapOffset(address - self._start)
+        offset = self._offset_of(app_address)
+        address = AppAddress(self._start + offset)
         self.view  # noqa: B018  raises if it was closed
         if not 0 <= offset < self.size:
             raise errors.ArgumentError(f"app address {address:#x} is not in shared heap {self.name!r}")
-        usable = self.size - offset if self._slot is None else self._slot.usable_size(address)
+        usable = self.size - offset if self._slot is None else self._slot.usable_size(offset)
         if not usable:
             raise errors.ArgumentError(f"no live block of shared heap {self.name!r} starts at app address {address:#x}")
         if size is None:
@@ -303,30 +308,40 @@ class SharedHeap:
     def _raise_exhausted(self, size: int) -> int:
         raise self._refusal(self, size)
 
-    def _malloc_nothing(self, size: int, alignment: int = 16) -> AppAddress:  # noqa: ARG002  the same call as in a managed heap
+    def _malloc_nothing(self, size: int, alignment: int = 16) -> NoReturn:  # noqa: ARG002  the same call as in a managed heap
         if self._mapping is None:
             raise errors.ClosedError(repr(self))
         raise errors.HeapExhaustedError(self.name, size, 0)
 
     def _free_nothing(self, address: int) -> None:
+        self._free_no_place(self._offset_of(address) + FIRST_PLACE)
+
+    def _free_no_place(self, place: int) -> None:
         if self._mapping is None:
             raise errors.ClosedError(repr(self))
-        raise errors.InvalidFreeError(self.name, self._address_of(address), "a preallocated heap has no allocator")
+        address = self._start + place - FIRST_PLACE
+        raise errors.InvalidFreeError(self.name, address, "a preallocated heap has no allocator")
 
     def _scrub_and_free(self, address: int) -> None:
-        slot = self._managed_slot()
-        address = self._address_of(address)
-        view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
-        usable = slot.usable_size(address)
-        if usable:
-            ctypes.memset(self._native + address - self._start, 0, usable)
-        del view
-        slot.free(address)
+        self._managed_slot()
+        self._scrub_and_free_place(self._offset_of(address) + FIRST_PLACE)
 
-    def _address_of(self, block: Block | int) -> AppAddress:
-        if isinstance(block, Block) and block.heap is not self:
-            raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
+    def _scrub_and_free_place(self, place: int) -> None:
+        slot, offset = self._managed_slot(), place - FIRST_PLACE
+        view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
+        usable = slot.usable_size(offset)
+        if usable:
+            ctypes.memset(self._native + offset, 0, usable)
+        del view
+        slot.free_place(place)
+
+    def _offset_of(self, block: Block | int) -> HeapOffset:
+        """Return a block's heap offset, or that of an app address, which may be outside of the heap."""
+        if isinstance(block, Block):
+            if block.heap is not self:
+                raise errors.ArgumentError(f"{block!r} is not a block of {self!r}")
+            return block.offset
         number = address32(checks.whole_number(block, "an app address", low=-1 << 31, high=WINDOW_END_64 - 1))
         if number >= WINDOW_END:
             raise errors.ArgumentError(f"{number:#x} is no app address: it lies neither in a 32-bit nor in a 64-bit window")
-        return AppAddress(number)
+        return HeapOffset(number - self._start)

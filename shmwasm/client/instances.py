@@ -211,6 +211,7 @@ class Instance:
         future.set_running_or_notify_cancel()
 
         def ended(results: list[Number] | None, error: BaseException | None) -> None:
+            self.module.translate(error)
             complete(future, results_of(results or []), error)
 
         self._path.start(export, arguments, limit, ended)

@@ -7,13 +7,14 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
 
 from shmwasm import errors
 from shmwasm.client import checks
-from shmwasm.engine.heap_memory import is_wide
+from shmwasm.engine.compiling import CompiledModule
 from shmwasm.engine.imports import WASI_MODULE
-from shmwasm.engine.modules import CompiledModule, FunctionType
+from shmwasm.engine.modules import FunctionType, GlobalType, OtherType
+from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
 NATIVE_IMPORTS = frozenset(("env", f"shared_heap_{name}") for name in ("malloc", "free", "self", "peer_alive"))
 """What every instance is given natively, without being asked."""
 
+_NUMBERS = frozenset({"i32", "i64", "f32", "f64"})
+
 _LONGEST_IMPORT = 100_000
 """How many characters a module's import can have: what wasmtime takes."""
 
-Imports = Mapping[str, Mapping[str, Callable[..., Any]]]
+ImportName = tuple[str, str]
+"""Module and name of an import."""
+
+Imports = Mapping[str, Mapping[str, Callable[..., Any] | float]]
+"""Host functions, and numbers for imported globals, by module and name."""
 
 
 class OnClient:
@@ -64,10 +71,13 @@ class Module:
         self.name = name
         self.compiled = compiled
         self.exports: dict[str, FunctionType] = compiled.functions
-        self.is_64 = is_wide(compiled.description)
+        self.is_64 = compiled.facts.is_64
         self._wanted = compiled.imported_functions
-        self._functions = _collect(name, {} if imports is None else imports)
-        self._check_imports()
+        self._functions: dict[ImportName, Callable[..., Any] | OnClient] = {}
+        self._numbers: dict[ImportName, int | float] = {}
+        for key, given in _collect(name, {} if imports is None else imports).items():
+            self._take(*key, given)
+        self._check_complete()
 
     @property
     def is_wasi_command(self) -> bool:
@@ -94,6 +104,11 @@ class Module:
         """Return the type of the host function at that place in the plan."""
         return self._wanted[list(self._functions)[index]]
 
+    def translate(self, error: BaseException | None) -> None:
+        """Let the backtrace of a trap, if it is one, tell of the module as it was loaded, not as it was rewritten."""
+        if isinstance(error, errors.WorkerTrapError):
+            error.backtrace = self.compiled.original_backtrace(error.backtrace)
+
     def plan(self, wasi: messages.WasiOptions | None) -> messages.SpawnPlan:
         """Return all that a worker must know to make an instance."""
         host_imports = [
@@ -110,6 +125,9 @@ class Module:
             module_key=self.compiled.key,
             module_name=self.name,
             imports=host_imports,
+            numbers=[
+                messages.NumberImport(module=module, name=name, number=one) for (module, name), one in self._numbers.items()
+            ],
             wasi=wasi if wasi is not None or not self.needs_wasi else messages.WasiOptions(),
             preparation=_preparation() if in_worker and self._uses_main() else b"",
             search_path=list(sys.path) if in_worker else [],
@@ -132,20 +150,41 @@ class Module:
     def _uses_main(self) -> bool:
         return any(getattr(given, "__module__", None) == "__main__" for given in self._functions.values())
 
-    def _check_imports(self) -> None:
-        for module, name in self._functions:
-            if (module, name) not in self._wanted:
-                raise errors.ModuleError(self.name, f"it imports no function {module}.{name}, which was given")
-        for module, name in self._wanted:
-            given = (module, name) in self._functions or (module, name) in NATIVE_IMPORTS or module == WASI_MODULE
-            if not given:
-                raise errors.ModuleError(self.name, f"it imports {module}.{name}, which was not given")
-        for kind, module, name in self.compiled.other_imports:
-            raise errors.ModuleError(self.name, f"it imports the {kind} {module}.{name}, and only functions can be given")
+    def _take(self, module: str, name: str, given: Any) -> None:
+        """Take what was given for an import."""
+        label, kind = f"{module}.{name}", self.compiled.imported_globals.get((module, name))
+        is_function = isinstance(given, OnClient) or callable(given)
+        if (module, name) in self._wanted:
+            if not is_function:
+                raise errors.ArgumentError(f"the import {label} is {errors.shown(given)}, which cannot be called")
+            self._functions[module, name] = given
+        elif kind is not None:
+            if is_function:
+                raise errors.ArgumentError(f"the import {label} is {errors.shown(given)}, and the module imports a global")
+            self._numbers[module, name] = _number(label, kind, given)
+        else:
+            what = "function" if is_function else "global"
+            raise errors.ModuleError(self.name, f"it imports no {what} {label}, which was given")
+
+    def _check_complete(self) -> None:
+        """Check that all is there which cannot be made for the module."""
+        for one in self.compiled.description.imports:
+            key, label = (one.module, one.name), f"{one.module}.{one.name}"
+            match one.type:
+                case FunctionType():
+                    if key not in self._functions and key not in NATIVE_IMPORTS and one.module != WASI_MODULE:
+                        raise errors.ModuleError(self.name, f"it imports {label}, which was not given")
+                case GlobalType() if key not in self._numbers:
+                    raise errors.ModuleError(self.name, f"it imports the global {label}, for which no number was given")
+                case OtherType(kind="tag"):
+                    raise errors.ModuleError(
+                        self.name, f"it imports the tag {label}, and only functions and numbers can be given"
+                    )
 
 
-def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[..., Any] | OnClient]:
-    collected: dict[tuple[str, str], Callable[..., Any] | OnClient] = {}
+def _collect(name: str, imports: Imports) -> dict[ImportName, Any]:
+    """Return what was given by module and name, having checked its form."""
+    collected: dict[ImportName, Any] = {}
     if not isinstance(imports, Mapping):
         raise errors.ArgumentError(f"the imports of {name!r} must map module names to functions, not be {errors.shown(imports)}")
     for module, functions in imports.items():
@@ -157,12 +196,31 @@ def _collect(name: str, imports: Imports) -> dict[tuple[str, str], Callable[...,
             )
         for import_name, given in functions.items():
             _check_name(import_name, "an imported function's name")
-            if not callable(given) and not isinstance(given, OnClient):
-                raise errors.ArgumentError(f"the import {module}.{import_name} is {errors.shown(given)}, which cannot be called")
+            if not callable(given) and not isinstance(given, OnClient | SupportsIndex | SupportsFloat):
+                raise errors.ArgumentError(
+                    f"the import {module}.{import_name} is {errors.shown(given)}, which is neither a function nor a number"
+                )
             if (module, import_name) in NATIVE_IMPORTS:
                 raise errors.ArgumentError(f"the import {module}.{import_name} is the shared heap's own and cannot be replaced")
             collected[module, import_name] = given
     return collected
+
+
+def _number(label: str, kind: GlobalType, given: Any) -> int | float:
+    """Return the number for an imported global, integers signed."""
+    if kind.content not in _NUMBERS:
+        raise errors.UnsupportedError(f"the imported global {label}", f"a value of type {kind.content} cannot be given")
+    try:
+        number = number_of(kind.content, given)
+    except Exception as failure:  # the value's own code ran
+        raise errors.ArgumentError(
+            f"the import {label} is {errors.shown(given)}, and must be of type {kind.content}"
+        ) from failure
+    if not fits(kind.content, number):
+        raise errors.ArgumentError(
+            f"the import {label} is {errors.shown(number)}, which does not fit into {BITS[kind.content]} bits"
+        )
+    return number
 
 
 def _check_name(name: object, what: str) -> None:

@@ -187,12 +187,14 @@ class Runtime:
         Args:
             source: A path, the bytes of a module, or WAT text.
             imports: Host functions by module and name. Each is called as `function(caller, *arguments)`, in the worker, for
-                which it must be importable or picklable; wrap it in `on_client` to have it run in this process.
+                which it must be importable or picklable; wrap it in `on_client` to have it run in this process. A global that
+                the module imports is given as a number.
             name: What to call it in messages; by default its path.
 
         Raises:
             ModuleError: It is no module, the file cannot be read, or it imports what was not given.
-            ArgumentError: An import cannot be called or pickled.
+            ArgumentError: An import cannot be called or pickled, or is no number that fits.
+            UnsupportedError: It exports a name that is reserved, imports what cannot be given, or others can write to the cache.
         """
         self._require_open()
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
@@ -356,6 +358,7 @@ class Runtime:
         def finish(answer: Future[Reply]) -> None:
             failure = answer.exception()
             if failure is not None:
+                module.translate(failure)
                 # Not raised here: its traceback would keep this function, and with it the module, until the next collection.
                 spawned.set_exception(failure)
                 return

@@ -11,8 +11,9 @@ import wasmtime
 from shmwasm.addresses import SLAB_SIZE, round_up
 from shmwasm.core import CORE_MODULE, Core, HeapAuthority, layout, metadata_size, states_offset, states_range
 from shmwasm.engine.cache import Cache
+from shmwasm.engine.compiling import CompiledModule, compile_module
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.modules import CompiledModule, compile_module, deserialize
+from shmwasm.engine.modules import deserialize
 from shmwasm.errors import HeapNoSpaceError, UnsupportedError
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
@@ -49,10 +50,10 @@ class _NoHooks:
 def compile_core() -> CompiledModule:
     """Return the compiled core; the cache has it but for the first time. The caller closes it."""
     try:
-        return compile_module(CORE_MODULE, Cache.default())
+        return compile_module(CORE_MODULE, Cache.default(), own=True)
     except UnsupportedError as refusal:
         _log.warning("the core is compiled without the cache: %s", refusal)
-        return compile_module(CORE_MODULE)
+        return compile_module(CORE_MODULE, own=True)
 
 
 def new_core(compiled: CompiledModule) -> Core:

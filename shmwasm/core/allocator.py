@@ -18,6 +18,7 @@ import ctypes
 import operator
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import wasmtime
@@ -269,8 +270,11 @@ class HeapSlot:
     Attributes:
         malloc: `malloc(size, alignment=16)` returns the app address of a new block, or 0 if `size` is 0 or there is no room.
             Raises `ArgumentError` for a size or an alignment that can never be right.
-        free: `free(address)` frees a block, wherever it was allocated; the address may be signed. Raises `InvalidFreeError` if
-            it is not the address of a live block.
+        free: `free(address)` frees a block, wherever it was allocated; the address may be signed, or a 64-bit guest's. Raises
+            `InvalidFreeError` if it is not the address of a live block.
+        malloc_place: As `malloc`, but returns the block's heap offset plus `layout.FIRST_PLACE`: who may move the heap meanwhile
+            cannot make that wrong.
+        free_place: As `free`, for what `malloc_place` returned.
         exhausted: Called with the size where there is no room for it; malloc returns what it returns, by default 0.
         number: The slot's number in the core.
         name: The heap's name.
@@ -278,6 +282,8 @@ class HeapSlot:
 
     malloc: Callable[..., int]
     free: Callable[[int], None]
+    malloc_place: Callable[..., int]
+    free_place: Callable[[int], None]
 
     def __init__(self, core: Core, number: int, *, window: int, start: AppAddress, name: str) -> None:
         self._core = core
@@ -286,14 +292,19 @@ class HeapSlot:
         self.window = window
         self.name = name
         self.start = start
-        self._cells = SlotCells(number)
-        self.malloc = malloc_function(core.function("heap_malloc"), self._cells, core.lock, self._malloc_slowly)
-        self.free = free_function(core.function("heap_free"), self._cells, core.lock, self._free_slowly)
+        self._cells = cells = SlotCells(number)
+
+        def malloc(function: str) -> Callable[..., int]:
+            return malloc_function(core.function(function), cells, core.lock, partial(self._malloc_slowly, function))
+
+        self.malloc, self.malloc_place = malloc("heap_malloc"), malloc("heap_malloc_place")
+        self.free = free_function(core.function("heap_free"), cells, core.lock, self._free_slowly)
+        self.free_place = free_function(core.function("heap_free_place"), cells, core.lock, self._free_place_slowly)
         self.exhausted: Callable[[int], int] = lambda _size: 0
 
-    def usable_size(self, address: int) -> int:
-        """Return the bytes that the live block at an app address can hold; 0 if no live block starts there."""
-        return self._call("heap_usable_size", unsigned32(address))
+    def usable_size(self, offset: int) -> int:
+        """Return the bytes that the live block at a heap offset can hold; 0 if no live block starts there."""
+        return self._call("heap_usable_size", offset) if 0 <= offset < 1 << 32 else 0
 
     def statistics(self) -> AllocatorStatistics:
         """Count the heap's slabs and blocks."""
@@ -372,8 +383,8 @@ class HeapSlot:
         if self._closed is not None:
             raise ClosedError(f"shared heap {self.name!r}", self._closed)
 
-    def _malloc_slowly(self, size: int, alignment: int) -> int:
-        """Allocate what the hot path did not: something large or aligned, or after a lease."""
+    def _malloc_slowly(self, function: str, size: int, alignment: int) -> int:
+        """Allocate with that function of the core what the hot path did not: something large or aligned, or after a lease."""
         self._check_open()
         size, alignment = _index(size, "a size"), _index(alignment, "an alignment")
         if not 0 <= size < 1 << 63:
@@ -385,7 +396,7 @@ class HeapSlot:
         for _ in range(LEASE_ATTEMPTS):
             with self._core.lock:  # see `_call`
                 self._check_open()
-                answer = self._core.call("heap_malloc", size, self.number, alignment)
+                answer = self._core.call(function, size, self.number, alignment)
             if answer > layout.MAXIMUM_SMALL:
                 if self._call("release_is_due"):
                     self._release(keep=layout.KEPT_UNUSED)
@@ -423,11 +434,19 @@ class HeapSlot:
         narrow = address32(address)
         if not 0 <= narrow < 1 << 32:
             raise ArgumentError(f"{shown(address)} is no app address: it lies neither in a 32-bit nor in a 64-bit window")
-        address = narrow
+        self._finish_free("heap_free", narrow, status, narrow)
+
+    def _free_place_slowly(self, place: int, status: int) -> None:
+        """Do the same for a place."""
+        self._check_open()
+        self._finish_free("heap_free_place", place, status, self.start + place - layout.FIRST_PLACE)
+
+    def _finish_free(self, function: str, argument: int, status: int, address: int) -> None:
+        """Free with that function of the core, unless it answered already; `address` is what an error names."""
         if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
             with self._core.lock:  # see `_call`
                 self._check_open()
-                status = self._core.call("heap_free", address, self.number)
+                status = self._core.call(function, argument, self.number)
         if status == layout.STATUS_RELEASE_DUE:
             self._release(keep=layout.KEPT_UNUSED)
         elif status != layout.STATUS_OK:

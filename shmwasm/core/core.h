@@ -97,7 +97,7 @@
 #define STATUS_NO_MEMORY 9     /* the core's own memory cannot grow */
 #define STATUS_RELEASE_DUE 10  /* done; and so many slabs are unused that they should be released */
 
-/* An allocation that failed answers `status + (class << ANSWER_CLASS_SHIFT)`, which is below MAXIMUM_SMALL; no app address is. */
+/* An allocation that failed answers `status + (class << ANSWER_CLASS_SHIFT)`, which is below MAXIMUM_SMALL; no address is. */
 #define ANSWER_CLASS_SHIFT 8
 
 /* What `verify` finds broken: it answers one of these, and leaves slab and heap offset in the first words of the exchange buffer. */
@@ -130,6 +130,10 @@
 #define STATISTICS_OWN_LIVE_BLOCKS 10
 #define STATISTICS_OWN_LIVE_BYTES 11
 #define STATISTICS_WORDS 12
+
+/* A block's *place* is its heap offset plus this: unlike its app address it stays the same when the heap moves in its chain, and
+ * like that it is above MAXIMUM_SMALL. */
+#define FIRST_PLACE 65536
 
 #define ORIGIN_64 0xf00000000 /* how much higher a chain lies in a 64-bit guest; all other app addresses here are 32-bit */
 

@@ -52,9 +52,9 @@ class SlotCells:
 def malloc_function(
     core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], int]
 ) -> Callable[..., int]:
-    """Return `malloc(size, alignment=16)` for a heap slot.
+    """Return `malloc(size, alignment=16)` for a heap slot, given the core's function for addresses or that for places.
 
-    It returns the app address of a small block that the core has at hand, and leaves everything else to `slowly`.
+    It returns where a small block is that the core has at hand, and leaves everything else to `slowly`.
     """
     pool: list[Cells] = []
     take, give = pool.pop, pool.append
@@ -82,7 +82,7 @@ def malloc_function(
                     call(context, function, address, arity, trap)
                 block = words[0]
                 give(cells)
-                # No app address is that small: no block, or a trap or a large size that left `size` where the answer belongs.
+                # No block is at so low an address: there is none, or a trap or a large size left `size` where the answer belongs.
                 if block > SMALL and is_small:
                     return block
         return slowly(size, alignment)
@@ -93,7 +93,10 @@ def malloc_function(
 def free_function(
     core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], None]
 ) -> Callable[[int], None]:
-    """Return `free(address)` for a heap slot; it leaves whatever the core does not just answer with success to `slowly`."""
+    """Return `free(address)`, or `free(place)`, for a heap slot.
+
+    It leaves whatever the core does not just answer with success to `slowly`.
+    """
     pool: list[Cells] = []
     take, give = pool.pop, pool.append
     context, function, arity, trap = core.context, core.function, core.arity, core.trap

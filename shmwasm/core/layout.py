@@ -72,6 +72,7 @@ STATISTICS_LARGE_BLOCKS: Final = 9
 STATISTICS_OWN_LIVE_BLOCKS: Final = 10
 STATISTICS_OWN_LIVE_BYTES: Final = 11
 STATISTICS_WORDS: Final = 12
+FIRST_PLACE: Final = 65536
 ORIGIN_64: Final = 0xf00000000  # how much higher a chain lies in a 64-bit guest; all other app addresses here are 32-bit
 WINDOW_START: Final = 0x10000000
 WINDOW_END: Final = 0xffff0000

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, NativeAddress, round_up
+from shmwasm.engine.cells import IntegerCell
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
 from shmwasm.rewrite import seam
@@ -40,14 +41,12 @@ class Alias:
     """
 
     def __init__(self, store: wasmtime.Store, exports: Mapping[str, object]) -> None:
-        memory, start, end, mixed = (exports[name] for name in (seam.ALIAS, seam.START, seam.END, seam.MIXED))
+        memory = exports[seam.ALIAS]
         assert isinstance(memory, wasmtime.Memory)
-        assert isinstance(start, wasmtime.Global)
-        assert isinstance(end, wasmtime.Global)
-        assert isinstance(mixed, wasmtime.Global)
         self._store = store
         self.memory = memory
-        self._globals = start, end, mixed
+        self._start, self._end = (IntegerCell(store, exports[name]) for name in (seam.START, seam.END))
+        self._mixed = IntegerCell(store, exports[seam.MIXED], narrow=True)
         self.base = NativeAddress(ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0)
         """Where the alias memory is in this process."""
         self._mapped = 0  # bytes from ALIAS_CHAIN on
@@ -114,12 +113,11 @@ class Alias:
             self._mapped = 0
 
     def _write_table(self, chain: Chain) -> None:
-        table = memoryview((ctypes.c_char * seam.TABLE_END).from_address(self.base)).cast("B")
-        for index, (start, grant) in enumerate(chain.heaps):
-            place = seam.TABLE_ENTRIES + index * seam.TABLE_ENTRY
-            _ENTRY.pack_into(table, place, start, start + grant.size, grant.writable)
-        table[:4] = len(chain.heaps).to_bytes(4, "little")
+        entries = b"".join(_ENTRY.pack(start, start + grant.size, grant.writable) for start, grant in chain.heaps)
+        table = len(chain.heaps).to_bytes(seam.TABLE_ENTRIES, "little") + entries
+        ctypes.memmove(self.base, table, len(table))
 
     def _announce(self, start: int, end: int, *, mixed: bool) -> None:
-        for place, value in zip(self._globals, (start, end, int(mixed)), strict=True):
-            place.set_value(self._store, value)
+        self._start.set(start)
+        self._end.set(end)
+        self._mixed.set(mixed)

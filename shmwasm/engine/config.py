@@ -17,6 +17,8 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+import re
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -79,18 +81,27 @@ def new_engine(*, parallel_compilation: bool) -> wasmtime.Engine:
 
 @functools.cache
 def fingerprint() -> str:
-    """Return a digest of all that decides whether code compiled elsewhere can run here, but for the processor's own features.
-
-    (wasmtime itself refuses code that needs features which the processor lacks.)
-    """
+    """Return a digest of all that decides whether code compiled elsewhere can run here: versions, processor, settings."""
     facts = [
         importlib.metadata.version("wasmtime"),
         _own_version(),
         platform.system(),
         platform.machine(),
+        _processor_features(),
         *(f"{name}={value}" for name, value in sorted(SETTINGS.items())),
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _processor_features() -> str:
+    """Return the kernel's list of the processor's features, which the engine makes use of; empty where there is none."""
+    try:
+        with Path("/proc/cpuinfo").open("rb") as file:
+            start = file.read(1 << 14)  # of the first processor; where there are many, reading all takes long
+    except OSError:
+        return ""
+    found = re.search(rb"^(?:flags|Features)\s*:.*$", start, re.MULTILINE)
+    return "" if found is None else found[0].decode(errors="replace")
 
 
 def _own_version() -> str:

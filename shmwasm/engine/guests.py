@@ -15,7 +15,7 @@ from shmwasm.engine.aliases import Alias
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.heap_memory import heap_memory, is_wide
-from shmwasm.engine.host_table import Futexes, fill_host_table
+from shmwasm.engine.host_table import Futexes, HostTable
 from shmwasm.engine.imports import check_provided, define, make_imports
 from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
@@ -73,6 +73,7 @@ class Nest:
         self.linker = wasmtime.Linker(store.engine)
         self.linker.allow_shadowing = True  # the user's own functions come before WASI's
         self.provided = frozenset(natives)
+        self.host_table = HostTable(store)
         self._wasi = None if adapters is None else WasiLinks(store, adapters, self.linker)
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
@@ -80,7 +81,7 @@ class Nest:
     def link_wasi(self, description: ModuleDescription) -> WasiLinks | None:
         """Link WASI for a module; return what must be told of its memory before it calls any."""
         memory = heap_memory(description)
-        if self._wasi is None or memory is None or memory.type.is_64:
+        if self._wasi is None or memory is None or (memory.type.is_64 and not is_wide(description)):
             self.linker.define_wasi()
             return None
         return self._wasi
@@ -134,6 +135,7 @@ class Guest:
         check_provided(name, description, functions=known, numbers=frozenset(numbers), wasi=wasi is not None)
         self._number = number
         self._store = store = nest.store
+        self._host_table = nest.host_table
         self._functions: dict[str, ExportedFunction] = {}
         self._types = {
             export: kind
@@ -238,7 +240,7 @@ class Guest:
         if table is not None:
             assert isinstance(table, wasmtime.Table)
             assert self.window is not None
-            fill_host_table(self._store, table, self.window, futexes)
+            self._host_table.fill(table, self.window, futexes)
 
     def _begin(self) -> None:
         """Run the start function, where the rewriter has left that to us."""

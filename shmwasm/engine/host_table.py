@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from shmwasm.engine.callbacks import new_host_function
+from shmwasm.engine.cells import FunctionEntry
 from shmwasm.engine.modules import FunctionType
 from shmwasm.rewrite import seam
 
@@ -38,22 +39,63 @@ class Futexes(Protocol):
         """Wake up to `count` waiters (unsigned), and return how many."""
 
 
-def fill_host_table(store: wasmtime.Store, table: wasmtime.Table, window: Window, futexes: Futexes | None) -> None:
-    """Put the host's functions into an instance's table; without `futexes` a wait or notify in a heap is a trap."""
-    reference = weakref.ref(window)  # the store keeps the functions, and the window the store
+class HostTable:
+    """The functions that are put into a rewritten module's table.
 
-    def here() -> Window:
-        found = reference()
-        assert found is not None, "a guest runs in a store whose window is gone"
-        return found
+    They are made before the module is known, and so before a worker is forked, where making them costs nothing.
 
-    def put(index: int, label: str, kind: FunctionType, function: Callable[..., int]) -> None:
-        table.set(store, index, new_host_function(store, label, kind, function))
+    Args:
+        store: The store of the instance to come.
+    """
 
-    if window.is_64:
-        put(seam.HOST_GROW, "grow", _GROW, lambda pages: here().grow(pages))
-    if futexes is not None:
-        # The address is looked up once more: what these functions are given, the kernel is given.
-        put(seam.HOST_WAIT32, "wait32", _WAIT32, lambda at, value, limit: futexes.wait32(here().find(at, 4), value, limit))
-        put(seam.HOST_WAIT64, "wait64", _WAIT64, lambda at, value, limit: futexes.wait64(here().find(at, 8), value, limit))
-        put(seam.HOST_NOTIFY, "notify", _NOTIFY, lambda at, count: futexes.notify(here().find(at, 4), count & 0xFFFF_FFFF))
+    def __init__(self, store: wasmtime.Store) -> None:
+        self._window: Window | None = None
+        self._futexes: Futexes | None = None
+        reference = weakref.ref(self)  # the store keeps the functions, and what is used here keeps the store
+
+        def here() -> HostTable:
+            found = reference()
+            assert found is not None, "a guest runs whose host table is gone"
+            return found
+
+        def entry(label: str, kind: FunctionType, function: Callable[..., int]) -> FunctionEntry:
+            return FunctionEntry(store, new_host_function(store, label, kind, function))
+
+        self._growing = entry("grow", _GROW, lambda pages: here()._grow(pages))  # noqa: SLF001 - they are this class's own
+        self._waiting = {
+            seam.HOST_WAIT32: entry("wait32", _WAIT32, lambda *asked: here()._wait32(*asked)),  # noqa: SLF001
+            seam.HOST_WAIT64: entry("wait64", _WAIT64, lambda *asked: here()._wait64(*asked)),  # noqa: SLF001
+            seam.HOST_NOTIFY: entry("notify", _NOTIFY, lambda *asked: here()._notify(*asked)),  # noqa: SLF001
+        }
+
+    def fill(self, table: wasmtime.Table, window: Window, futexes: Futexes | None) -> None:
+        """Serve an instance whose table and window these are; without `futexes` a wait or notify in a heap is a trap."""
+        self._window = window
+        self._futexes = futexes
+        if window.is_64:
+            self._growing.put(table, seam.HOST_GROW)
+        if futexes is not None:
+            for index, function in self._waiting.items():
+                function.put(table, index)
+
+    def _grow(self, pages: int) -> int:
+        assert self._window is not None
+        return self._window.grow(pages)
+
+    def _wait32(self, address: int, expected: int, timeout_ns: int) -> int:
+        place, futexes = self._found(address, 4)
+        return futexes.wait32(place, expected, timeout_ns)
+
+    def _wait64(self, address: int, expected: int, timeout_ns: int) -> int:
+        place, futexes = self._found(address, 8)
+        return futexes.wait64(place, expected, timeout_ns)
+
+    def _notify(self, address: int, count: int) -> int:
+        place, futexes = self._found(address, 4)
+        return futexes.notify(place, count & 0xFFFF_FFFF)
+
+    def _found(self, address: int, size: int) -> tuple[NativeAddress, Futexes]:
+        """Look an address up once more: what the kernel is given is in the chain, whatever the guest's code did."""
+        assert self._window is not None
+        assert self._futexes is not None
+        return self._window.find(address, size), self._futexes

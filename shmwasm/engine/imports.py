@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import wasmtime
 from wasmtime import _bindings, _ffi
 
-from shmwasm.engine.modules import FunctionType, OtherType, value_type
+from shmwasm.engine.modules import FunctionType, GlobalType, OtherType, value_type
 from shmwasm.errors import ModuleError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check_provided(
                 raise ModuleError(name, f"it imports {label}, which nobody provides")
             case OtherType(kind="tag"):
                 raise ModuleError(name, f"it imports the tag {label}, and only functions and numbers can be provided")
-            case OtherType(kind="global") if key not in numbers:
+            case GlobalType() if key not in numbers:
                 raise ModuleError(name, f"it imports the global {label}, which nobody gives a number for")
 
 

@@ -1,32 +1,21 @@
-"""Modules: from bytes or text to code that any process here can run.
+"""Modules: their bytes, their compiled code, and what they import and export.
 
-Theory
-------
-A module is compiled once, in the client. Its code is kept under a key made of the module's bytes and of the engine's
-`fingerprint`, and travels as a read-only descriptor; workers deserialize it, which takes a fraction of a millisecond. What a
-module imports and exports is described by plain values, since processes that hold no engine must know it too.
+What a module imports and exports is described by plain values, since processes that hold no engine must know it too.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import stat
-import weakref
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import msgspec
 import wasmtime
 from wasmtime import _bindings, _ffi
 
-from shmwasm.engine.cache import Cache
-from shmwasm.engine.config import fingerprint, new_engine
-from shmwasm.errors import ClosedError, ModuleError, shown
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from shmwasm.errors import ModuleError, shown
 
 Source = bytes | str | os.PathLike[str]
 """A module: its bytes, its text (which holds "(module"), or the path of either."""
@@ -54,13 +43,33 @@ class MemoryType(msgspec.Struct, frozen=True, tag="memory"):
     shared: bool
 
 
+class GlobalType(msgspec.Struct, frozen=True, tag="global"):
+    """A global: the name of its value's type, and whether it can be set."""
+
+    content: str
+    mutable: bool
+
+
 class OtherType(msgspec.Struct, frozen=True, tag="other"):
-    """Something else that is imported or exported: a "table", "global" or "tag"."""
+    """Something else that is imported or exported: a "table" or "tag"."""
 
     kind: str
 
 
-ExternType = FunctionType | MemoryType | OtherType
+ExternType = FunctionType | MemoryType | GlobalType | OtherType
+
+
+def kind_of(extern: ExternType) -> str:
+    """Return what kind of thing a type is of: "function", "memory", "global", "table" or "tag"."""
+    match extern:
+        case FunctionType():
+            return "function"
+        case MemoryType():
+            return "memory"
+        case GlobalType():
+            return "global"
+        case OtherType():
+            return extern.kind
 
 
 class Import(msgspec.Struct, frozen=True):
@@ -82,58 +91,6 @@ class ModuleDescription(msgspec.Struct, frozen=True):
         """The memories that are imported or exported."""
         kinds = [entry.type for entry in self.imports] + list(self.exports.values())
         return [kind for kind in kinds if isinstance(kind, MemoryType)]
-
-
-class CompiledModule:
-    """Code and its description. It owns the artifact's descriptor, which `close` closes, as does forgetting the module."""
-
-    def __init__(self, name: str, key: str, description: ModuleDescription, artifact: int) -> None:
-        self.name = name
-        self.key = key
-        self.description = description
-        self._artifact = artifact
-        self._closing = weakref.finalize(self, os.close, artifact)
-        self._closing.atexit = False
-
-    @property
-    def descriptor(self) -> int:
-        """The read-only descriptor of the code, for `deserialize`; the module keeps it.
-
-        Raises:
-            ClosedError: The module was closed.
-        """
-        if not self._closing.alive:
-            raise ClosedError(f"module {self.name!r}")
-        return self._artifact
-
-    @property
-    def functions(self) -> dict[str, FunctionType]:
-        """The exported functions."""
-        return {name: kind for name, kind in self.description.exports.items() if isinstance(kind, FunctionType)}
-
-    @property
-    def imported_functions(self) -> dict[tuple[str, str], FunctionType]:
-        """The imported functions, by module and name."""
-        return {(one.module, one.name): one.type for one in self.description.imports if isinstance(one.type, FunctionType)}
-
-    @property
-    def other_imports(self) -> list[tuple[str, str, str]]:
-        """What is imported but no function: its kind, module and name."""
-        return [
-            ("memory" if isinstance(one.type, MemoryType) else one.type.kind, one.module, one.name)
-            for one in self.description.imports
-            if not isinstance(one.type, FunctionType)
-        ]
-
-    def close(self) -> None:
-        """Close the descriptor. May be called twice."""
-        self._closing()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def read_module(source: Source) -> tuple[str, bytes]:
@@ -189,40 +146,16 @@ def _readable(path: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[:100]}..."
 
 
-def compile_module(source: Source, cache: Cache | None = None, *, engine: wasmtime.Engine | None = None) -> CompiledModule:
-    """Compile a module, or find it in `cache`.
-
-    Args:
-        source: The module.
-        cache: Where compiled code is kept; `None` keeps it in memory only.
-        engine: One that `new_engine` made; by default a new one that compiles in parallel.
+def validate(engine: wasmtime.Engine, name: str, content: bytes) -> None:
+    """Check that a module is valid, as the engine sees it; `name` is for the error.
 
     Raises:
-        ModuleError: The module is invalid; the reason is wasmtime's.
-        UnsupportedError: Others can write to the cache's directory.
+        ModuleError: It is not; the reason is wasmtime's.
     """
-    name, content = read_module(source)
-    return compile_binary(name, content, cache, engine=engine)
-
-
-def compile_binary(
-    name: str, content: bytes, cache: Cache | None = None, *, engine: wasmtime.Engine | None = None
-) -> CompiledModule:
-    """Compile the binary module `content`, as `compile_module` does; `name` is for errors."""
-    cache = Cache(None) if cache is None else cache
-    engine = new_engine(parallel_compilation=True) if engine is None else engine
-    key = hashlib.sha256(fingerprint().encode() + content).hexdigest()
-    artifact = cache.find(key)
-    if artifact is not None:
-        try:
-            return CompiledModule(name, key, describe(deserialize(engine, artifact)), artifact)
-        except ModuleError:
-            os.close(artifact)  # damaged, or of a processor with other features: made anew below
     try:
-        module = wasmtime.Module(engine, content)
+        wasmtime.Module.validate(engine, content)
     except wasmtime.WasmtimeError as failure:
-        raise ModuleError(name, _reason(failure)) from None
-    return CompiledModule(name, key, describe(module), cache.keep(key, module.serialize()))
+        raise ModuleError(name, reason_of(failure)) from None
 
 
 def deserialize(engine: wasmtime.Engine, artifact: int) -> wasmtime.Module:
@@ -248,7 +181,7 @@ def deserialize(engine: wasmtime.Engine, artifact: int) -> wasmtime.Module:
         except OSError as failure:
             raise ModuleError("compiled code", str(failure)) from None
         except wasmtime.WasmtimeError as failure:
-            raise ModuleError("compiled code", _reason(failure)) from None
+            raise ModuleError("compiled code", reason_of(failure)) from None
 
 
 def describe(module: wasmtime.Module) -> ModuleDescription:
@@ -295,7 +228,7 @@ def _described(kind: object) -> ExternType:
         case wasmtime.TableType():
             return OtherType("table")
         case wasmtime.GlobalType():
-            return OtherType("global")
+            return GlobalType(value_type(kind.content), kind.mutable)
         case _:
             return OtherType("tag")
 
@@ -311,10 +244,10 @@ def _binary(name: str, text: bytes) -> bytes:
     try:
         return bytes(wasmtime.wat2wasm(text.decode(errors="replace")))
     except wasmtime.WasmtimeError as failure:
-        raise ModuleError(name, _reason(failure)) from None
+        raise ModuleError(name, reason_of(failure)) from None
 
 
-def _reason(failure: wasmtime.WasmtimeError) -> str:
+def reason_of(failure: wasmtime.WasmtimeError) -> str:
     """Return wasmtime's reason in one line: the first of its message, and the innermost cause or the place in the text."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     place = re.search(r"^ *--> <anon>:([0-9]+):([0-9]+)$", str(failure), re.MULTILINE)

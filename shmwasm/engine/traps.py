@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import traceback
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -26,6 +27,9 @@ EXIT: Final = "exit"
 
 INTERRUPT: Final = "interrupt"
 """The code of a trap at the deadline."""
+
+OWN_MODULE: Final = "shmwasm"
+"""How the modules are named that are no guests, but parts of ours: their frames are in no backtrace."""
 
 _UNKNOWN: Final = "unknown"
 
@@ -82,7 +86,7 @@ def describe(error: BaseException) -> TrapDescription:
         case wasmtime.ExitTrap():
             return TrapDescription(EXIT, f"the guest exited with code {error.code}", _error_frames(error), exit_code=error.code)
         case wasmtime.Trap():
-            return TrapDescription(_code(error), _reason(error.message), [_frame(frame) for frame in error.frames])
+            return TrapDescription(_code(error), _reason(error.message), _frames(error.frames))
         case wasmtime.WasmtimeError():
             return TrapDescription(_UNKNOWN, _reason(str(error)), _error_frames(error))
         case _:
@@ -129,7 +133,11 @@ def _reason(message: str) -> str:
 def _error_frames(error: wasmtime.WasmtimeError) -> list[str]:
     frames = FrameList(error)
     _bindings.wasmtime_error_wasm_trace(error.ptr(), ctypes.byref(frames.vec))
-    return [_frame(Frame._from_ptr(frames.vec.data[index], frames)) for index in range(frames.vec.size)]  # noqa: SLF001
+    return _frames(Frame._from_ptr(frames.vec.data[index], frames) for index in range(frames.vec.size))  # noqa: SLF001
+
+
+def _frames(frames: Iterable[Frame]) -> list[str]:
+    return [_frame(frame) for frame in frames if frame.module_name != OWN_MODULE]
 
 
 def _frame(frame: Frame) -> str:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import wasmtime
 
 from shmwasm.addresses import ORIGIN_64, OS_PAGE, WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, NativeAddress
+from shmwasm.engine.cells import IntegerCell
 from shmwasm.engine.modules import MemoryType, memory_type
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, open_fixed, reserve_fixed, unmap_fixed
@@ -126,7 +127,7 @@ class Window:
         if kind.is_64 and pages is None:
             raise UnsupportedError("a 64-bit memory", "a chain can be attached to it only if it is not shared, and was rewritten")
         self._maximum = kind.maximum
-        self._pages = pages if kind.is_64 else None
+        self._pages = IntegerCell(store, pages) if kind.is_64 else None
         self._alias = alias
         self._followers: list[Follower] = []
         self._grants: tuple[Grant, ...] = ()
@@ -153,8 +154,7 @@ class Window:
     def memory_size(self) -> int:
         """The linear memory's size now, in bytes, as the guest sees it."""
         if self._pages is not None:
-            pages: int = self._pages.value(self._store)
-            return pages * WASM_PAGE
+            return self._pages.get() * WASM_PAGE
         if isinstance(self._memory, wasmtime.SharedMemory):
             return self._memory.data_len()
         return self._memory.data_len(self._store)
@@ -244,7 +244,7 @@ class Window:
                 open_fixed(NativeAddress(self.base + old), growth)
             except UnsupportedError:
                 return -1
-            self._pages.set_value(self._store, old // WASM_PAGE + pages)
+            self._pages.set(old // WASM_PAGE + pages)
         return old // WASM_PAGE
 
     def share_memory(self) -> SharedLinearMemory:

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END
 from shmwasm.core import Core, HeapAuthority, metadata_size
+from shmwasm.engine.compiling import compile_module
 from shmwasm.engine.guests import Nest, new_store
-from shmwasm.engine.modules import compile_module, deserialize
+from shmwasm.engine.modules import describe, deserialize
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import messages
+from shmwasm.rewrite import seam
 from shmwasm.worker.attachment import Attachment
 from shmwasm.worker.instance import Ground, Instance
 from shmwasm.worker.links import ControlLink
@@ -35,8 +37,14 @@ ROUNDS: Final = 10
 
 _NUMBER: Final = messages.COORDINATOR + 1
 _NAME: Final = "rehearsal"
-_GUEST: Final = """(module (memory (export "memory") 1)
-  (func (export "same") (param i32) (result i32) (local.get 0)))"""
+_GUEST: Final = f"""(module (memory (export "memory") 1)
+  (func (export "same") (param i32) (result i32) (local.get 0))
+  (memory (export "{seam.ALIAS}") 0)
+  (global (export "{seam.START}") (mut i64) (i64.const {seam.NOTHING}))
+  (global (export "{seam.END}") (mut i64) (i64.const 0))
+  (global (export "{seam.MIXED}") (mut i32) (i32.const 0))
+  (table (export "{seam.HOST}") {seam.HOST_FUNCTIONS} funcref))"""
+"""A module as the rewriter leaves it."""
 
 
 def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
@@ -46,7 +54,7 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
         ShmwasmError: Something is missing here that the workers will miss, too.
     """
     kept: list[object] = []
-    with ExitStack() as stack, compile_module(_GUEST, engine=engine) as compiled:
+    with ExitStack() as stack, compile_module(_GUEST, engine=engine, own=True) as compiled:
         code = deserialize(engine, compiled.descriptor)
         segment = stack.enter_context(Segment.create(SLAB_SIZE, name_for_errors=_NAME))
         metadata = stack.enter_context(Segment.create(metadata_size(1), name_for_errors=_NAME))
@@ -57,7 +65,7 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
             store = new_store(engine)
             attachment = Attachment(store, core)
             nest = Nest(store, attachment.natives, attachment.natives_64)
-            kept.append(_perform(Ground(nest, attachment, code, compiled.description), segment, metadata))
+            kept.append(_perform(Ground(nest, attachment, code, describe(code)), segment, metadata))
     return kept
 
 

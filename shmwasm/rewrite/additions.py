@@ -33,7 +33,7 @@ class Additions:
             key: Anything; the same for the same function.
             parameters: Its parameters' types.
             results: Its results' types.
-            make: Returns its body, given its own index; may append others.
+            make: Returns its body (see `assembler.body`), given its own index; may append others.
         """
         if key not in self._indices:
             kind = encode_unsigned(self.type(parameters, results))
@@ -41,7 +41,8 @@ class Additions:
             bodies = self._entries[sections.CODE]
             place = len(bodies)
             bodies.append(b"")  # the bodies stand in the order of the indices, and making one may append others
-            bodies[place] = make(index)
+            body = make(index)
+            bodies[place] = encode_unsigned(len(body)) + body
         return self._indices[key]
 
     def global_(self, export: str, kind: str, value: bytes) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
@@ -28,19 +29,22 @@ END: Final = _ENCODED["end"]
 
 def op(name: str, *operands: bytes, at: Sequence[int] = ()) -> bytes:
     """Return the operands' code and then the instruction, with indices as its immediates."""
-    return b"".join(operands) + _ENCODED[name] + b"".join(map(encode_unsigned, at))
+    return b"".join((*operands, _ENCODED[name], *map(encode_unsigned, at)))
 
 
+@functools.lru_cache
 def i32(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
-    return _ENCODED["i32.const"] + encode_signed(_as_signed(value, 32))
+    return _ENCODED["i32.const"] + encode_signed(as_signed(value, 32))
 
 
+@functools.lru_cache
 def i64(value: int) -> bytes:
     """Return a constant, signed or unsigned."""
-    return _ENCODED["i64.const"] + encode_signed(_as_signed(value, 64))
+    return _ENCODED["i64.const"] + encode_signed(as_signed(value, 64))
 
 
+@functools.lru_cache
 def get(local: int) -> bytes:
     """Return the code that reads a local."""
     return op("local.get", at=[local])
@@ -65,6 +69,11 @@ def access(name: str, *operands: bytes, memory: int, offset: int = 0, align: int
     return b"".join((*operands, _ENCODED[name], bytes([align]), encode_unsigned(offset)))
 
 
+def all_of(*conditions: bytes) -> bytes:
+    """Return the code of whether all conditions hold; each is 0 or 1, and all are computed."""
+    return functools.reduce(functools.partial(op, "i32.and"), conditions)
+
+
 def if_(condition: bytes, then: bytes, otherwise: bytes = b"", *, result: str | None = None) -> bytes:
     """Return a conditional whose branches leave a value of the type `result`, or nothing."""
     kind = _EMPTY_BLOCK if result is None else VALUE_TYPES[result]
@@ -83,9 +92,8 @@ def function_type(parameters: Sequence[str], results: Sequence[str]) -> bytes:
 
 
 def body(local_types: Sequence[str], *code: bytes) -> bytes:
-    """Return an entry of the code section: a function with these locals beside its parameters."""
-    content = _vector(local_groups(local_types)) + b"".join(code) + END
-    return encode_unsigned(len(content)) + content
+    """Return a function with these locals beside its parameters: an entry of the code section, without its size."""
+    return b"".join((_vector(local_groups(local_types)), *code, END))
 
 
 def local_groups(types: Sequence[str]) -> list[bytes]:
@@ -103,5 +111,6 @@ def _vector(items: Sequence[bytes]) -> bytes:
     return encode_unsigned(len(items)) + b"".join(items)
 
 
-def _as_signed(value: int, bits: int) -> int:
+def as_signed(value: int, bits: int) -> int:
+    """Return the signed number that has the bits of an unsigned one."""
     return value - (1 << bits) if value >= 1 << (bits - 1) else value

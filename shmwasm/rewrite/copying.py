@@ -5,8 +5,8 @@ Theory
 Most copies stay in private memory, so what they pay counts most. They get a check where they stand: nothing that can reach the
 window passes it, and what passes runs the instruction as it was. Calling a function would cost more than the check, and only
 where the instruction stands has the engine its own quick way for a small constant length. The check may turn down what is private
-after all; the appended function decides exactly. A copy from private memory into the chain has its own instruction at the site
-too, since a call would be felt up to some ten thousand bytes.
+after all; the appended function decides exactly. Where the length is computed, copies to and from a chain are at the site as
+well, since a call would be felt up to some ten thousand bytes.
 
 The appended function is made of cases: where does each range lie? Each case ends in one native instruction, between the heap
 memory and the alias memory. A range that begins below the chain and ends in it is cut at the seam, and the parts are copied in
@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from shmwasm.rewrite.assembler import access, body, get, i64, if_, op, put
-from shmwasm.rewrite.expansion import Expansion, Length, length_in, length_of, may_leave_private, narrowed, scratch_of, widened
+from shmwasm.rewrite.assembler import access, all_of, body, get, i64, if_, op, put
+from shmwasm.rewrite.expansion import Expansion, Length, inline, may_leave_private, narrowed, widened
 from shmwasm.rewrite.heap_memory import PAGE_BITS, HeapMemory, Range
 from shmwasm.wasm.binary import Memory
 from shmwasm.wasm.scanning import Site
@@ -82,48 +82,47 @@ class _Copy:
         return self.to.is_heap and self.source.is_heap
 
     def expansion(self, site: Site) -> Expansion:
-        kind = self.types[_LENGTH]
-        scratch = scratch_of(self.heap)
-        if site.constant is None:
-            return Expansion(
-                lambda local: self._site(local[:2], length_in(local[2], kind), local[3:], into_chain=self.within_heap),
-                self.types,
-                scratch,
-            )
-        length = length_of(site.constant, kind)
-        return Expansion(
-            lambda local: self._site(local[:2], length, local[2:], into_chain=False), self.types[:2], scratch, takes_constant=True
-        )
+        quick = self.within_heap and site.constant is None
+        return inline(self.heap, site, self.types, lambda *known: self._site(*known, quick=quick))
 
-    def _site(self, addresses: Sequence[int], length: Length, scratch: Sequence[int], *, into_chain: bool) -> bytes:
+    def _site(self, addresses: Sequence[int], length: Length, scratch: Sequence[int], *, quick: bool) -> bytes:
+        """Return the code at a site; `quick` is whether it copies to and from a chain without a call."""
         operands = get(addresses[0]), get(addresses[1]), length.code
-        anywhere = op("call", *operands, at=[self._anywhere()])
-        if into_chain:
-            anywhere = if_(self._is_into_chain(addresses, length), self._into_chain(addresses, length), anywhere)
+        call = op("call", *operands, at=[self._anywhere()])
         in_heap = [local for local, side in zip(addresses, (self.to, self.source), strict=True) if side.is_heap]
         native = op("memory.copy", *operands, at=[self.to.memory, self.source.memory])
-        return if_(may_leave_private(self.heap, in_heap, length, scratch), anywhere, native)
+        otherwise = self._quick(addresses, length, call) if quick else call
+        return if_(may_leave_private(self.heap, in_heap, length, scratch), otherwise, native)
 
-    def _is_into_chain(self, addresses: Sequence[int], length: Length) -> bytes:
-        """Return the code of whether a copy goes from private memory into a chain that is writable as a whole."""
-        heap, kind = self.heap, self.to.type
-        to, source = (widened(kind, get(local)) for local in addresses)
-        conditions = [
-            op("i64.ge_u", to, heap.start),
-            op("i64.le_u", op("i64.add", to, length.wide), heap.end),
-            op("i64.lt_u", op("i64.add", source, length.wide), heap.private_end),  # a range of no bytes may begin in the chain
-        ]
+    def _quick(self, addresses: Sequence[int], length: Length, call: bytes) -> bytes:
+        """Return the code for ranges that lie each in private memory or in a chain that is writable as a whole; else it calls."""
+        heap = self.heap
+        to, source = (widened(self.to.type, get(local)) for local in addresses)
+        count = narrowed("i32", length.wide) if heap.is_64 else length.code
+        writable = [op("i32.eqz", heap.mixed)]
         if heap.is_64:
-            conditions.append(heap.fits(to, source, length.wide))
-        condition = op("i32.eqz", heap.mixed)
-        for one in conditions:
-            condition = op("i32.and", condition, one)
-        return condition
+            writable.append(heap.fits(to, source, length.wide))
 
-    def _into_chain(self, addresses: Sequence[int], length: Length) -> bytes:
-        to = self.heap.alias_address(widened(self.to.type, get(addresses[0])))
-        count = narrowed("i32", length.wide) if self.heap.is_64 else length.code
-        return op("memory.copy", to, get(addresses[1]), count, at=[self.heap.alias, self.heap.index])
+        def end(first: bytes) -> bytes:
+            return op("i64.add", first, length.wide)
+
+        def in_chain(first: bytes) -> list[bytes]:
+            return [op("i64.ge_u", first, heap.start), op("i64.le_u", end(first), heap.end)]
+
+        def below(first: bytes) -> bytes:
+            return op("i64.lt_u", end(first), heap.private_end)  # not up to it: a range of no bytes may begin in the chain
+
+        def copy(to_alias: bytes | None, source_alias: bytes | None) -> bytes:
+            memories = [heap.index if one is None else heap.alias for one in (to_alias, source_alias)]
+            return op("memory.copy", to_alias or get(addresses[0]), source_alias or get(addresses[1]), count, at=memories)
+
+        into_chain = if_(
+            below(source),
+            copy(heap.alias_address(to), None),
+            if_(all_of(*in_chain(source)), copy(heap.alias_address(to), heap.alias_address(source)), call),
+        )
+        out_of_chain = if_(all_of(*writable, *in_chain(source), below(to)), copy(None, heap.alias_address(source)), call)
+        return if_(all_of(*writable, *in_chain(to)), into_chain, out_of_chain)
 
     def _anywhere(self) -> int:
         """Return the index of the function that copies between any two ranges."""
@@ -180,7 +179,7 @@ class _Copy:
     def _short(self, to: Range, source: Range) -> bytes:
         """Return the code for short copies, which returns if it did the work."""
         heap, length = self.heap, get(to.length)
-        out_of_reach = op("i32.eqz", op("i32.and", heap.reachable(to), heap.reachable(source)))
+        out_of_reach = op("i32.eqz", all_of(heap.reachable(to), heap.reachable(source)))
         return if_(
             op("i64.le_u", op("i64.sub", length, i64(SHORT.start)), i64(len(SHORT) - 1)),
             heap.trap_if(out_of_reach)
@@ -215,7 +214,7 @@ class _Copy:
     def _across_body(self, _index: int) -> bytes:
         to, source, first = Range(3, 5), Range(4, 5), 6
         start = self.heap.start
-        out_of_reach = op("i32.eqz", op("i32.and", self._reachable(self.to, to), self._reachable(self.source, source)))
+        out_of_reach = op("i32.eqz", all_of(self._reachable(self.to, to), self._reachable(self.source, source)))
         # Which of the ranges is to be cut: at least one is. A part whose other range is to be cut comes here again.
         cut_source = put(first, op("i64.sub", start, get(source.address)))
         cut_to = put(first, op("i64.sub", start, get(to.address)))

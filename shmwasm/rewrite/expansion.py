@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from shmwasm.rewrite.assembler import get, i32, i64, keep, op
+from shmwasm.rewrite.assembler import as_signed, get, i32, i64, keep, op, put
 from shmwasm.rewrite.heap_memory import TOO_LARGE, HeapMemory
-from shmwasm.wasm.scanning import Constant
+from shmwasm.rewrite.template import Template
+from shmwasm.wasm.leb128 import encode_signed, encode_unsigned
+from shmwasm.wasm.scanning import Site
 
 
 class Expansion(NamedTuple):
-    """Code in the place of an instruction.
+    """Code in the place of an instruction; the same for all instructions that are alike.
 
     Attributes:
-        code: Returns it, given a local for each of the operands and then of the scratch values.
-        operands: Types of the operands that are to be taken off the stack into locals first, in their order.
-        scratch: Types of more locals that the code uses.
-        takes_constant: Whether the constant before the instruction is replaced too.
+        template: The code; its immediates are the locals that it uses, and then the constants.
+        locals: The types of those locals.
+        constants: Encoded; the code takes the place of the constant before the instruction too, if there are any.
     """
 
-    code: Callable[[Sequence[int]], bytes]
-    operands: tuple[str, ...] = ()
-    scratch: tuple[str, ...] = ()
-    takes_constant: bool = False
+    template: Template
+    locals: tuple[str, ...] = ()
+    constants: tuple[bytes, ...] = ()
+
+    def code(self, places: Sequence[int]) -> bytes:
+        """Return the code that uses these locals."""
+        return self.template.fill([*map(encode_unsigned, places), *self.constants])
+
+
+def call(function: int) -> Expansion:
+    """Return the expansion that takes the same operands to a function."""
+    return Expansion(Template(0, lambda _: op("call", at=[function])))
 
 
 class Length(NamedTuple):
@@ -33,15 +42,47 @@ class Length(NamedTuple):
     wide: bytes
 
 
-def length_in(local: int, kind: str) -> Length:
-    """Return the length that is in a local of type `kind`."""
-    return Length(get(local), widened(kind, get(local)))
+InlineCode = Callable[[Sequence[int], Length, Sequence[int]], bytes]
+"""Makes the code of an instruction that was (first, second, length) -> ().
+
+It is given the locals of the two operands, the length, and the locals that `may_leave_private` needs.
+"""
 
 
-def length_of(constant: Constant, kind: str) -> Length:
-    """Return the length that a constant of type `kind` gives."""
-    value = constant.value % (1 << 64 if kind == "i64" else 1 << 32)
-    return Length(i64(value) if kind == "i64" else i32(value), i64(value))
+def inline(heap: HeapMemory, site: Site, operands: tuple[str, str, str], code: InlineCode) -> Expansion:
+    """Return the expansion that has its operands in locals; a length that is a constant stays one.
+
+    Args:
+        heap: The heap memory.
+        site: The instruction. For all whose memories are the same, `code` makes the same.
+        operands: Their types.
+        code: Makes the code.
+    """
+    scratch = ("i64",) if heap.is_64 else ()
+    key = site.instruction, site.memory, site.source, site.constant is None
+    kind = operands[2]
+    if site.constant is None:
+
+        def computed(places: Sequence[int]) -> bytes:
+            length = Length(get(places[2]), widened(kind, get(places[2])))
+            return _take(places[:3]) + code(places[:2], length, places[3:])
+
+        return Expansion(heap.template(key, len(operands) + len(scratch), computed), operands + scratch)
+
+    def constant(places: Sequence[int]) -> bytes:
+        *known, native, wide = places
+        length = Length(i64(native) if kind == "i64" else i32(native), i64(wide))
+        return _take(known[:2]) + code(known[:2], length, known[2:])
+
+    used = operands[:2] + scratch
+    value = site.constant.value % (1 << 64 if kind == "i64" else 1 << 32)
+    constants = encode_signed(as_signed(value, 64 if kind == "i64" else 32)), encode_signed(as_signed(value, 64))
+    return Expansion(heap.template(key, len(used) + len(constants), constant), used, constants)
+
+
+def _take(places: Sequence[int]) -> bytes:
+    """Return the code that takes operands off the stack."""
+    return b"".join(map(put, reversed(places)))
 
 
 def widened(kind: str, value: bytes) -> bytes:
@@ -54,11 +95,6 @@ def narrowed(kind: str, value: bytes) -> bytes:
     return value if kind == "i64" else op("i32.wrap_i64", value)
 
 
-def scratch_of(heap: HeapMemory) -> tuple[str, ...]:
-    """Return the types of the locals that `may_leave_private` needs."""
-    return ("i64",) if heap.is_64 else ()
-
-
 def may_leave_private(heap: HeapMemory, addresses: Sequence[int], length: Length, scratch: Sequence[int]) -> bytes:
     """Return the code of whether ranges of one length may reach beyond private memory.
 
@@ -68,7 +104,7 @@ def may_leave_private(heap: HeapMemory, addresses: Sequence[int], length: Length
         heap: The heap memory.
         addresses: Locals with the ranges' first addresses, one or two.
         length: The ranges' length.
-        scratch: Locals of the types that `scratch_of` gives.
+        scratch: One local of type i64, if the memory is a 64-bit one.
     """
     if not heap.is_64:
         # Or is not below the larger one and quicker to have; what exceeds it is only slower for memories beyond 2 GiB.

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shmwasm.rewrite.assembler import body, get, i64, if_, op, put
-from shmwasm.rewrite.expansion import Expansion, Length, length_in, length_of, may_leave_private, narrowed, scratch_of, widened
+from shmwasm.rewrite.expansion import Expansion, Length, call, inline, may_leave_private, narrowed, widened
 from shmwasm.rewrite.heap_memory import HeapMemory, Range
-from shmwasm.wasm.scanning import Site
+from shmwasm.wasm.leb128 import encode_unsigned
+from shmwasm.wasm.scanning import INIT, Site
 
 _ADDRESS, _VALUE, _LENGTH = range(3)
 _PART = Range(3, 4)
@@ -19,22 +20,17 @@ _PART = Range(3, 4)
 def expand_fill(heap: HeapMemory, site: Site) -> Expansion:
     """Return what is put in the place of a `memory.fill` of the heap memory."""
     kind = heap.address_type
-    scratch = scratch_of(heap)
-    if site.constant is None:
-        return Expansion(
-            lambda local: _fill_site(heap, local[:2], length_in(local[2], kind), local[3:]), (kind, "i32", kind), scratch
-        )
-    length = length_of(site.constant, kind)
-    return Expansion(lambda local: _fill_site(heap, local[:2], length, local[2:]), (kind, "i32"), scratch, takes_constant=True)
+    return inline(heap, site, (kind, "i32", kind), lambda *known: _fill_site(heap, *known))
 
 
 def expand_init(heap: HeapMemory, site: Site) -> Expansion:
     """Return what is put in the place of a `memory.init` of the heap memory."""
-    segment = site.source
-    function = heap.additions.function(
-        ("init", segment), [heap.address_type, "i32", "i32"], [], lambda _: _init_body(heap, segment)
+    # A module may have thousands of segments, and each needs a function.
+    template = heap.template(INIT, 1, lambda segments: _init_body(heap, *segments))
+    parameters = [heap.address_type, "i32", "i32"]
+    return call(
+        heap.additions.function((INIT, site.source), parameters, [], lambda _: template.fill([encode_unsigned(site.source)]))
     )
-    return Expansion(lambda _: op("call", at=[function]))
 
 
 def _fill_site(heap: HeapMemory, operands: Sequence[int], length: Length, scratch: Sequence[int]) -> bytes:

@@ -14,7 +14,8 @@ memory64 has its whole declared range, so there every range is checked here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Final
 
@@ -22,6 +23,7 @@ from shmwasm.addresses import WASM_PAGE
 from shmwasm.rewrite import seam
 from shmwasm.rewrite.additions import Additions
 from shmwasm.rewrite.assembler import access, body, get, i32, i64, if_, keep, loop, op, put
+from shmwasm.rewrite.template import Template
 
 TOO_LARGE: Final = -(1 << 48)
 """The bits that no address and no length of a memory64 has."""
@@ -57,12 +59,14 @@ class HeapMemory:
         is_64: Whether its addresses have 64 bits.
         minimum: The pages that it starts with.
         additions: Where to append what the generated code needs.
+        templates: What `template` has made.
     """
 
     index: int
     is_64: bool
     minimum: int
     additions: Additions
+    templates: dict[Hashable, Template] = field(default_factory=dict, compare=False)
 
     @property
     def address_type(self) -> str:
@@ -104,6 +108,13 @@ class HeapMemory:
     def private_end(self) -> bytes:
         """The code of where a range must end at the latest before the native instruction can be left to check the rest."""
         return self.size if self.is_64 else self.start
+
+    def template(self, key: Hashable, count: int, code: Callable[[Sequence[int]], bytes]) -> Template:
+        """Return the template of that key, made at its first use."""
+        found = self.templates.get(key)
+        if found is None:
+            found = self.templates[key] = Template(count, code)
+        return found
 
     def require_seam(self) -> None:
         """Append all that the engine needs to tell where the chain is."""

@@ -55,20 +55,18 @@ def edited(content: bytes, edits: Iterable[Edit]) -> tuple[bytes, OffsetMap]:
     """
     view = memoryview(content)
     parts: list[bytes | memoryview] = []
-    starts, origins = array("I"), array("I")
+    starts: list[int] = []
+    origins: list[int] = []
     position = length = 0
-    for edit in edits:
-        parts += (view[position : edit.start], edit.new)
-        starts.append(length)
-        origins.append(position)
-        length += edit.start - position
-        starts.append(length)
-        origins.append(edit.origin)
-        length += len(edit.new)
-        position = edit.end
+    for start, end, new, origin in edits:
+        parts += (view[position:start], new)
+        changed = length + start - position
+        starts += (length, changed)
+        origins += (position, origin)
+        position, length = end, changed + len(new)
     if not parts:
         return content, OffsetMap()
     parts.append(view[position:])
     starts.append(length)
     origins.append(position)
-    return b"".join(parts), OffsetMap(starts.tobytes(), origins.tobytes())
+    return b"".join(parts), OffsetMap(array("I", starts).tobytes(), array("I", origins).tobytes())

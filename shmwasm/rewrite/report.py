@@ -45,7 +45,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         heap_memory: The memory for chains; None if the module has none.
         changes: What was changed.
         functions: How many functions the original has, imports included; those of higher index were appended.
-        features: The proposals that the original uses, sorted.
+        features: The proposals that the original uses, oldest first.
         code_size: Bytes of the original's function bodies.
         needs_shared_heap: Whether it imports functions that only a shared heap can serve.
         offsets: The map behind `original_offset`.

@@ -13,7 +13,7 @@ original that the engine has to validate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -28,8 +28,9 @@ from shmwasm.rewrite.offsets import edited, replacement
 from shmwasm.rewrite.report import Change, Report
 from shmwasm.rewrite.report import HeapMemory as ReportedMemory
 from shmwasm.rewrite.sites import Replaced, code_edits
-from shmwasm.wasm.binary import CODE, DATA, IMPORT, MEMORY, START, Binary, Data
+from shmwasm.wasm.binary import CODE, DATA, IMPORT, KINDS, MEMORY, START, Binary, Data
 from shmwasm.wasm.decoding import decode
+from shmwasm.wasm.features import features_of
 from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Scan, Site
 
 WASI_MODULE: Final = "wasi_snapshot_preview1"
@@ -82,6 +83,7 @@ class _Rewriting:
         self._binary = binary
         self._additions = Additions(binary)
         self._changes: Counter[str] = Counter()
+        self._expansions: dict[Hashable, Expansion | None] = {}  # of sites that differ in their places only
         self._reported = _heap_memory(binary)
         self._heap = self._writable_heap()
 
@@ -99,7 +101,7 @@ class _Rewriting:
             heap_memory=self._reported,
             changes=[Change(what, self._changes[what], why) for what, why in WHY.items() if what in self._changes],
             functions=len(binary.functions),
-            features=sorted(binary.syntax | scan.features),
+            features=features_of(binary, scan),
             code_size=0 if code is None else code.payload.end - code.payload.start,
             needs_shared_heap=any((entry.module, entry.name) in _SHARED_HEAP_IMPORTS for entry in binary.imports),
             offsets=offsets,
@@ -111,8 +113,11 @@ class _Rewriting:
         memory = self._reported
         if memory is None or self._binary.memories[memory.index].page_size != WASM_PAGE:
             return None
-        if memory.is_64 and (memory.shared or memory.minimum > sizes.DECLARED_PAGES):
-            return None
+        if memory.is_64:
+            # An address that is computed cannot be checked here, and the engine would not find it to be out of bounds.
+            computed = any(segment.address is None for segment in self._data_of(memory.index))
+            if computed or memory.shared or memory.minimum > sizes.DECLARED_PAGES:
+                return None
         return HeapMemory(memory.index, memory.is_64, memory.minimum, self._additions)
 
     def _expansion(self, site: Site) -> Expansion | None:
@@ -122,11 +127,15 @@ class _Rewriting:
             return None
         if heap.index not in {site.memory, site.source if site.instruction == COPY else site.memory}:
             return None
-        expansion = self._expansion_of_heap(heap, site)
+        length = site.constant.value if site.constant and site.instruction != INIT else None
+        alike = site.instruction, site.memory, site.source, site.align, site.offset, length
+        if alike not in self._expansions:
+            self._expansions[alike] = expansion = self._expansion_of_heap(heap, site)
+            if expansion is not None and site.instruction in BULK | WAITING:
+                heap.require_seam()
+        expansion = self._expansions[alike]
         if expansion is not None:
             self._changes[site.instruction] += 1
-            if site.instruction in BULK | WAITING:
-                heap.require_seam()
         return expansion
 
     def _expansion_of_heap(self, heap: HeapMemory, site: Site) -> Expansion | None:
@@ -157,8 +166,7 @@ class _Rewriting:
         self._additions.edit(section, [replacement(span.start, span.end, sizes.declared_type())])
         self._changes[_DECLARED_SIZE] += 1
         for segment in self._data_of(heap.index):
-            if segment.address is None:
-                raise UnsupportedError("a data segment of a 64-bit memory", "only a single constant can say where it goes")
+            assert segment.address is not None
             end = segment.address + segment.content.end - segment.content.start
             if end > heap.minimum * WASM_PAGE:
                 assert segment.offset is not None
@@ -185,16 +193,18 @@ class _Rewriting:
 
 
 def _refuse_reserved_names(binary: Binary) -> None:
-    for export in binary.exports:
-        if export.name.startswith(seam.PREFIX):
-            raise UnsupportedError(f"an export named {shown(export.name)}", f"names that start with {seam.PREFIX!r} are reserved")
+    names, *_ = binary.exports.columns
+    reserved = next((name for name in names if name.startswith(seam.PREFIX)), None)
+    if reserved is not None:
+        raise UnsupportedError(f"an export named {shown(reserved)}", f"names that start with {seam.PREFIX!r} are reserved")
 
 
 def _heap_memory(binary: Binary) -> ReportedMemory | None:
     """Return the memory for chains: the one exported as "memory", else the first that is exported, else the first."""
     if not binary.memories:
         return None
-    exported = {export.name: export.number for export in binary.exports if export.kind == "memory"}
+    kind = KINDS.index("memory")
+    exported = {name: number for name, each, number in zip(*binary.exports.columns, strict=True) if each == kind}
     name = "memory" if "memory" in exported else next(iter(exported), None)
     index = 0 if name is None else exported[name]
     if index >= len(binary.memories):

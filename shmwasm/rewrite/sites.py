@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.rewrite.additions import growth
-from shmwasm.rewrite.assembler import local_groups, put
+from shmwasm.rewrite.assembler import local_groups
 from shmwasm.rewrite.expansion import Expansion
 from shmwasm.rewrite.offsets import Edit, replacement
 from shmwasm.wasm.binary import Binary, Body
@@ -40,15 +39,21 @@ def code_edits(binary: Binary, replaced: Iterable[Replaced]) -> Iterator[Edit]:
 def _body_edits(binary: Binary, function: int, body: Body, replaced: Sequence[Replaced]) -> list[Edit]:
     appended = _appended(replaced)
     first, edits = _append_locals(binary, function, body, appended) if appended else (0, [])
-    edits += (_site_edit(one, first, appended) for one in replaced)
+    codes: dict[Expansion, bytes] = {}
+    for site, expansion in replaced:
+        code = codes.get(expansion)
+        if code is None:
+            code = codes[expansion] = expansion.code(_places(expansion, first, appended))
+        start = site.constant.start if expansion.constants and site.constant else site.start
+        edits.append(Edit(start, site.end, code, site.start))
     size = body.end - body.locals + growth(edits)
     return [replacement(body.start, body.locals, encode_unsigned(size)), *edits]
 
 
 def _appended(replaced: Iterable[Replaced]) -> list[str]:
     """Return the types of the locals that are enough for each of these expansions."""
-    needs = [Counter(expansion.operands + expansion.scratch) for _, expansion in replaced]
-    return [kind for kind in _TYPES for _ in range(max(need[kind] for need in needs))]
+    needs = [expansion.locals for _, expansion in replaced]
+    return [kind for kind in _TYPES for _ in range(max(need.count(kind) for need in needs))]
 
 
 def _append_locals(binary: Binary, function: int, body: Body, types: Sequence[str]) -> tuple[int, list[Edit]]:
@@ -72,14 +77,11 @@ def _append_locals(binary: Binary, function: int, body: Body, types: Sequence[st
     ]
 
 
-def _site_edit(replaced: Replaced, first: int, appended: Sequence[str]) -> Edit:
-    site, expansion = replaced
+def _places(expansion: Expansion, first: int, appended: Sequence[str]) -> list[int]:
+    """Return the locals for an expansion, among those that were appended from `first` on."""
     free = {kind: first + appended.index(kind) for kind in _TYPES if kind in appended}
     places = []
-    for kind in expansion.operands + expansion.scratch:
+    for kind in expansion.locals:
         places.append(free[kind])
         free[kind] += 1
-    operands = places[: len(expansion.operands)]
-    code = b"".join(map(put, reversed(operands))) + expansion.code(places)
-    start = site.constant.start if expansion.takes_constant and site.constant else site.start
-    return Edit(start, site.end, code, site.start)
+    return places

@@ -5,8 +5,9 @@ from __future__ import annotations
 from shmwasm.addresses import WASM_PAGE, WINDOW_END_64
 from shmwasm.rewrite import seam
 from shmwasm.rewrite.assembler import body, get, i32, i64, if_, op
-from shmwasm.rewrite.expansion import Expansion
+from shmwasm.rewrite.expansion import Expansion, call
 from shmwasm.rewrite.heap_memory import HeapMemory
+from shmwasm.rewrite.template import Template
 from shmwasm.wasm.leb128 import encode_unsigned
 
 DECLARED_PAGES = WINDOW_END_64 // WASM_PAGE
@@ -23,14 +24,14 @@ def declared_type() -> bytes:
 def expand_size(heap: HeapMemory) -> Expansion:
     """Return what is put in the place of `memory.size`."""
     pages = heap.pages
-    return Expansion(lambda _: pages)
+    return Expansion(Template(0, lambda _: pages))
 
 
 def expand_grow(heap: HeapMemory, maximum: int | None) -> Expansion:
     """Return what is put in the place of `memory.grow`; `maximum` is what the module declares."""
     most = DECLARED_PAGES if maximum is None else min(maximum, DECLARED_PAGES)
     function = heap.additions.function("grow", ["i64"], ["i64"], lambda _: _grow_body(heap, most))
-    return Expansion(lambda _: op("call", at=[function]))
+    return call(function)
 
 
 def _grow_body(heap: HeapMemory, most: int) -> bytes:

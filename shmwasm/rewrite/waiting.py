@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from shmwasm.addresses import WINDOW_END_64
 from shmwasm.rewrite import seam
 from shmwasm.rewrite.assembler import access, body, get, i32, i64, if_, op, put
-from shmwasm.rewrite.expansion import Expansion, widened
+from shmwasm.rewrite.expansion import Expansion, call, widened
 from shmwasm.rewrite.heap_memory import HeapMemory, Range
 from shmwasm.wasm.scanning import Site
 
@@ -42,7 +42,7 @@ def expand(heap: HeapMemory, site: Site) -> Expansion | None:
         ["i32"],
         lambda _: _body(heap, site, instruction),
     )
-    return Expansion(lambda _: op("call", at=[function]))
+    return call(function)
 
 
 def _body(heap: HeapMemory, site: Site, instruction: _Instruction) -> bytes:
@@ -58,7 +58,7 @@ def _body(heap: HeapMemory, site: Site, instruction: _Instruction) -> bytes:
     checks = b""
     if heap.is_64:
         # A sum that wrapped is below what was added to; the native instruction refuses it.
-        in_chain = op("i32.and", in_chain, op("i64.ge_u", get(part.address), get(address)))
+        in_chain = op("i32.and", in_chain, op("i64.ge_u", part.end, get(address)))
         checks = heap.trap_if(op("i32.and", aligned, op("i64.gt_u", part.end, heap.size)))
     return body(
         ["i64", "i64"],

@@ -6,9 +6,9 @@ All offsets count the module's bytes from its first. Indices count imports first
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, overload
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 CUSTOM: Final = 0
 TYPE: Final = 1
@@ -165,31 +165,50 @@ class Body(NamedTuple):
     end: int
 
 
-class Bodies(Sequence[Body]):
-    """The bodies of all functions that are defined, in their order: numbers in arrays, since there may be a million."""
+Row = TypeVar("Row")
 
-    def __init__(self) -> None:
-        self.starts = array("Q")
-        self.locals = array("Q")
-        self.codes = array("Q")
-        self.ends = array("Q")
+
+class Rows(Sequence[Row]):
+    """Rows of which there may be a million, kept by column; a row is made when it is asked for.
+
+    Args:
+        make: Makes a row of its values.
+        columns: The columns, to be filled.
+    """
+
+    def __init__(self, make: Callable[..., Row], *columns: MutableSequence[Any]) -> None:
+        self.columns = columns
+        self._make = make
+
+    def append(self, *values: object) -> None:
+        """Append a row, given its values."""
+        for column, value in zip(self.columns, values, strict=True):
+            column.append(value)
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.columns[0])
 
     @overload
-    def __getitem__(self, index: int) -> Body: ...
+    def __getitem__(self, index: int) -> Row: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Body]: ...
+    def __getitem__(self, index: slice) -> list[Row]: ...
 
-    def __getitem__(self, index: int | slice) -> Body | list[Body]:
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        return Body(self.starts[index], self.locals[index], self.codes[index], self.ends[index])
+        return self._make(*(column[index] for column in self.columns))
 
-    def __iter__(self) -> Iterator[Body]:
-        return map(Body, self.starts, self.locals, self.codes, self.ends)
+    def __iter__(self) -> Iterator[Row]:
+        return map(self._make, *self.columns)
+
+
+def _global(kind: str, mutable: int, start: int, initial: int, end: int) -> Global:
+    return Global(kind, bool(mutable), Span(start, initial), Span(initial, end) if end > initial else None)
+
+
+def _export(name: str, kind: int, number: int) -> Export:
+    return Export(name, KINDS[kind], number)
 
 
 @dataclass(slots=True)
@@ -222,14 +241,14 @@ class Binary:
     functions: array[int] = field(default_factory=lambda: array("L"))
     tables: list[Table] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
-    globals: list[Global] = field(default_factory=list)
+    globals: Rows[Global] = field(default_factory=lambda: Rows(_global, [], bytearray(), array("Q"), array("Q"), array("Q")))
     tags: array[int] = field(default_factory=lambda: array("L"))
-    exports: list[Export] = field(default_factory=list)
+    exports: Rows[Export] = field(default_factory=lambda: Rows(_export, [], bytearray(), array("L")))
     start: int | None = None
     elements: list[Element] = field(default_factory=list)
     data_count: int | None = None
     data: list[Data] = field(default_factory=list)
-    bodies: Bodies = field(default_factory=Bodies)
+    bodies: Rows[Body] = field(default_factory=lambda: Rows(Body, array("Q"), array("Q"), array("Q"), array("Q")))
     syntax: set[str] = field(default_factory=set)
 
     def section(self, number: int) -> Section | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from array import array
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.wasm import binary as sections
-from shmwasm.wasm.binary import KINDS, SECTION_ORDER, Binary, Data, Element, Export, Import, Section, Span
+from shmwasm.wasm.binary import KINDS, SECTION_ORDER, Binary, Data, Element, Import, Section, Span
 from shmwasm.wasm.instructions import skip_constant_expression, skip_numbers
 from shmwasm.wasm.leb128 import decode_signed, decode_unsigned, malformed
 from shmwasm.wasm.opcodes import NUMBER, VALUE_TYPE
 from shmwasm.wasm.reader import Reader
-from shmwasm.wasm.types import read_global, read_memory, read_table, read_tag, read_types, read_value_type
+from shmwasm.wasm.types import NUMBER_TYPES, read_global, read_memory, read_table, read_tag, read_types, read_value_type
 
 HEADER: Final = b"\0asm\x01\0\0\0"
 """How every module starts."""
@@ -27,11 +27,17 @@ _MOST_ITEMS: Final = 10_000_000
 
 _I32_CONST, _I64_CONST, _END = 0x41, 0x42, 0x0B
 
-_LOCALS: Final = NUMBER + VALUE_TYPE
-_BODY: Final = re.compile(
-    rb"(%b)(?:\x00|%b)" % (NUMBER, b"|".join(rb"%b(?:%b){%d}" % (bytes([count]), _LOCALS, count) for count in range(1, 9)))
-)
-"""A body's size, and its locals where they come in at most eight groups."""
+
+@functools.cache
+def _body() -> re.Pattern[bytes]:
+    """Return the expression of a body's size, and its locals where they come in at most eight groups."""
+    group = NUMBER + VALUE_TYPE
+    groups = b"|".join(rb"%b(?:%b){%d}" % (bytes([count]), group, count) for count in range(1, 9))
+    return re.compile(rb"(%b)(?:\x00|%b)" % (NUMBER, groups))
+
+
+_SIMPLE_GLOBAL: Final = re.compile(rb"[\x7c-\x7f][\x00\x01](?:[\x41\x42\x23]%b|\x43.{4}|\x44.{8})\x0b" % NUMBER, re.DOTALL)
+"""A global of a number type whose initial expression is a constant, or another global's value."""
 
 
 def decode(content: bytes) -> Binary:
@@ -139,10 +145,10 @@ def _read_import_type(reader: Reader, binary: Binary, kind: int) -> Span:
         case 2:
             binary.memories.append(read_memory(reader, binary.syntax))
         case 3:
-            imported = read_global(reader, binary.syntax)
-            if imported.mutable:
+            name, mutable = read_global(reader, binary.syntax)
+            if mutable:
                 binary.syntax.add("mutable-global")
-            binary.globals.append(imported)
+            binary.globals.append(name, mutable, start, reader.position, reader.position)
         case 4:
             binary.tags.append(read_tag(reader, binary.syntax))
         case _:
@@ -176,21 +182,34 @@ def _read_tags(reader: Reader, binary: Binary) -> None:
 
 
 def _read_globals(reader: Reader, binary: Binary) -> None:
+    content, end = reader.content, reader.end
     for _ in range(reader.count()):
-        kind = read_global(reader, binary.syntax)
-        binary.globals.append(kind._replace(initial=_expression(reader, binary)))
+        start = reader.position
+        found = _SIMPLE_GLOBAL.match(content, start, end)
+        if found is not None:
+            reader.position = found.end()
+            binary.globals.append(NUMBER_TYPES[content[start]], content[start + 1], start, start + 2, reader.position)
+        else:
+            kind, mutable = read_global(reader, binary.syntax)
+            initial = _expression(reader, binary)
+            binary.globals.append(kind, mutable, start, initial.start, initial.end)
 
 
 def _read_exports(reader: Reader, binary: Binary) -> None:
-    there = [len(all_) for all_ in (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)]
+    content, end = reader.content, reader.end
+    there = [len(each) for each in (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)]
+    names, kinds, numbers = binary.exports.columns
     for _ in range(reader.count()):
         at = reader.position
-        name, kind, index = reader.name(), reader.byte(), reader.unsigned()
+        names.append(reader.name())
+        kind = reader.byte()
+        number, reader.position = decode_unsigned(content, reader.position, end)
         if kind >= len(KINDS):
-            raise UnsupportedError(f"the kind {kind} of the export {name!r}", "it is not one of WebAssembly 3.0")
-        if index >= there[kind]:
-            raise malformed(f"the export {name!r} is the {KINDS[kind]} {index} of {there[kind]}", at)
-        binary.exports.append(Export(name, KINDS[kind], index))
+            raise UnsupportedError(f"the kind {kind} of the export {names[-1]!r}", "it is not one of WebAssembly 3.0")
+        if number >= there[kind]:
+            raise malformed(f"the export {names[-1]!r} is the {KINDS[kind]} {number} of {there[kind]}", at)
+        kinds.append(kind)
+        numbers.append(number)
 
 
 def _read_start(reader: Reader, binary: Binary) -> None:
@@ -240,10 +259,10 @@ def _read_data_count(reader: Reader, binary: Binary) -> None:
 
 
 def _read_code(reader: Reader, binary: Binary) -> None:
-    content, limit, bodies = reader.content, reader.end, binary.bodies
-    match_body = _BODY.match
+    content, limit = reader.content, reader.end
+    starts, locals_, codes, ends = binary.bodies.columns
+    match_body = _body().match
     count, position = reader.count(), reader.position
-    starts, locals_, codes, ends = [], [], [], []
     for _ in range(count):
         found = match_body(content, position, limit)
         size, after = decode_unsigned(content, position, limit)
@@ -258,7 +277,6 @@ def _read_code(reader: Reader, binary: Binary) -> None:
         codes.append(code)
         ends.append(end)
         position = end
-    bodies.starts, bodies.locals, bodies.codes, bodies.ends = (array("Q", each) for each in (starts, locals_, codes, ends))
     reader.position = position
 
 

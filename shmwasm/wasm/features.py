@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from shmwasm.wasm.binary import Binary
+from shmwasm.wasm.binary import KINDS, Binary
 from shmwasm.wasm.scanning import Scan
 
 FEATURES: Final[Mapping[str, str]] = MappingProxyType(
@@ -48,6 +48,12 @@ def features_of(binary: Binary, scan: Scan) -> list[str]:
         used.add("multi-memory")
     if len(binary.tables) > 1:
         used.add("reference-types")
-    if any(export.kind == "global" and binary.globals[export.number].mutable for export in binary.exports):
+    if "mutable-global" not in used and _exports_mutable_global(binary):
         used.add("mutable-global")
     return [feature for feature in FEATURES if feature in used]
+
+
+def _exports_mutable_global(binary: Binary) -> bool:
+    _, mutable, *_ = binary.globals.columns
+    _, kinds, numbers = binary.exports.columns
+    return any(mutable[number] for kind, number in zip(kinds, numbers, strict=True) if KINDS[kind] == "global")

@@ -95,9 +95,10 @@ class Scan:
         self._binary = binary
 
     def __iter__(self) -> Iterator[Site]:
-        content, bodies = self._binary.content, self._binary.bodies
+        content = self._binary.content
+        _, _, codes, ends = self._binary.bodies.columns
         skip = _skipping(frozenset(self.features)).match
-        for function, (code, end) in enumerate(zip(bodies.codes, bodies.ends, strict=True), self._binary.imported("function")):
+        for function, (code, end) in enumerate(zip(codes, ends, strict=True), self._binary.imported("function")):
             last = end - 1  # the function's own `end`
             found = skip(content, code, last)
             position = found.end() if found else code
@@ -107,8 +108,9 @@ class Scan:
                 if self._learn(row, content, position, last):
                     skip = _skipping(frozenset(self.features)).match
                 if row.name in INSTRUCTIONS:
-                    length = constant if constant and constant.end == position else None
-                    yield _site(function, row.name, content, position, after)._replace(constant=length)
+                    site = _site(function, row.name, content, position, after)
+                    follows = constant is not None and constant.end == position
+                    yield site._replace(constant=constant) if follows else site
                 elif row.name in _CONSTANT_BITS:
                     constant = _constant(row, content, position, after)
                 found = skip(content, after, last)
@@ -118,8 +120,11 @@ class Scan:
 
     def _learn(self, row: Opcode, content: bytes, position: int, end: int) -> bool:
         """Note the proposals that an instruction shows; return whether one is new."""
-        shown = set() if row.feature == "mvp" else {row.feature}
-        if "block" in row.immediates:
+        is_block = "block" in row.immediates
+        if not is_block and (row.feature == "mvp" or row.feature in self.features):
+            return False
+        shown = {row.feature} - {"mvp"}
+        if is_block:
             _, type_at = read_opcode(content, position, end)
             if not _BLOCK_WITHOUT_INDEX.match(content, type_at, end):
                 shown.add("multi-value")

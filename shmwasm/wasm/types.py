@@ -6,11 +6,12 @@ from types import MappingProxyType
 from typing import Final
 
 from shmwasm.errors import UnsupportedError
-from shmwasm.wasm.binary import Binary, FunctionType, Global, Memory, Span, Table
+from shmwasm.wasm.binary import Binary, FunctionType, Memory, Span, Table
 from shmwasm.wasm.leb128 import decode_signed, malformed
 from shmwasm.wasm.reader import Reader
 
-_NUMBER_TYPES: Final = MappingProxyType({0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"})
+NUMBER_TYPES: Final = MappingProxyType({0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128"})
+"""The value types that are one byte and no references."""
 
 _HEAP_TYPES: Final = MappingProxyType(
     {
@@ -52,8 +53,8 @@ def read_value_type(reader: Reader, features: set[str]) -> str:
     """Read a value type; add the proposals that it shows to `features`."""
     at = reader.position
     byte = reader.byte()
-    if byte in _NUMBER_TYPES:
-        name = _NUMBER_TYPES[byte]
+    if byte in NUMBER_TYPES:
+        name = NUMBER_TYPES[byte]
     elif byte in _HEAP_TYPES:
         heap = _HEAP_TYPES[byte]
         name = _SHORT_NAMES.get(heap, f"{heap}ref")
@@ -63,7 +64,7 @@ def read_value_type(reader: Reader, features: set[str]) -> str:
         return f"(ref {null}{_read_heap_type(reader)})"
     else:
         raise UnsupportedError(f"the value type {byte:#04x} at offset {at:#x}", "it is not one of WebAssembly 3.0")
-    if byte not in _NUMBER_TYPES or name == "v128":
+    if byte not in NUMBER_TYPES or name == "v128":
         features.add(_FEATURES.get(name, "gc"))
     return name
 
@@ -120,14 +121,13 @@ def read_table(reader: Reader, features: set[str]) -> Table:
     return _read_table_type(reader, features)
 
 
-def read_global(reader: Reader, features: set[str]) -> Global:
-    """Read a global's type."""
-    start = reader.position
+def read_global(reader: Reader, features: set[str]) -> tuple[str, int]:
+    """Read a global's type: its value's, and 1 if it is mutable."""
     kind = read_value_type(reader, features)
     mutable = reader.byte()
     if mutable > 1:
         raise malformed(f"a global has the unknown flags {mutable:#04x}", reader.position - 1)
-    return Global(kind, bool(mutable), Span(start, reader.position))
+    return kind, mutable
 
 
 def read_tag(reader: Reader, features: set[str]) -> int:

@@ -58,6 +58,21 @@ GUEST = """
   (func (export "divide") (param i32 i32) (result i32) (i32.div_s (local.get 0) (local.get 1))))
 """
 
+GUEST_64 = """
+(module
+  (import "env" "shared_heap_malloc" (func $malloc (param i64) (result i64)))
+  (import "env" "shared_heap_free" (func $free (param i64)))
+  (memory (export "memory") i64 1 4)
+  (func (export "malloc") (param i64) (result i64) (call $malloc (local.get 0)))
+  (func (export "free") (param i64) (call $free (local.get 0)))
+  (func (export "exchange8") (param i64 i32) (result i32)
+    (i32.load8_u (local.get 0))
+    (i32.store8 (local.get 0) (local.get 1)))
+  (func (export "exchange16") (param i64 i32) (result i32)
+    (i32.load16_u (local.get 0))
+    (i32.store16 (local.get 0) (local.get 1))))
+"""
+
 Memory = Callable[[int], SharedMemory]
 Heap = Callable[..., SharedHeap]
 Spawn = Callable[..., Instance]
@@ -77,6 +92,12 @@ def process() -> Iterator[Runtime]:
 @pytest.fixture(scope="module")
 def guest() -> Module:
     return wamr.wasm_runtime_load(GUEST)
+
+
+@pytest.fixture(scope="module")
+def guest_64() -> Module:
+    """A guest with 64-bit addresses."""
+    return wamr.wasm_runtime_load(GUEST_64)
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shmwasm import errors, wamr
-from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, WINDOW_END
+from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, WINDOW_END, WINDOW_END_64
 
 if TYPE_CHECKING:
-    from shmwasm import Runtime
+    from shmwasm import Module, Runtime
     from tests.conformance.conftest import Heap, Load, Memory, Spawn
 
 SEAM = 8
@@ -468,6 +468,35 @@ def test_app_and_native_addresses_convert_into_each_other(managed: Heap, preallo
         assert not wamr.wasm_runtime_validate_native_addr(instance, native, rest + 1)
         native[0] = 77
         assert instance.call("load8", address) == 77
+
+
+def test_a_64_bit_instances_addresses_convert_like_those_of_a_32_bit_one(
+    managed: Heap, preallocated: Heap, spawn: Spawn, guest_64: Module
+) -> None:
+    head, body = preallocated(), managed()
+    wamr.wasm_runtime_chain_shared_heaps(head, body)
+    instance = spawn(head, guest_64)
+    window = (WINDOW_END_64 - head.size - body.size, WINDOW_END_64)
+    for address, rest in ((0x40, (1 << 16) - 0x40), (window[0], head.size), (WINDOW_END_64 - 1, 1)):
+        native = wamr.wasm_runtime_addr_app_to_native(instance, address)
+        assert native is not None
+        assert len(native) == rest
+        assert wamr.wasm_runtime_addr_native_to_app(instance, native) == address
+        native[0] = 77
+        assert instance.call("exchange8", address, 0) == 77
+    assert wamr.wasm_runtime_get_app_addr_range(instance, window[0]) == window
+    assert wamr.wasm_runtime_validate_app_addr(instance, window[0], head.size + body.size)
+    assert not wamr.wasm_runtime_validate_app_addr(instance, window[0], head.size + body.size + 1)
+    for address in (head.start, window[0] - 1, WINDOW_END_64, -1):
+        assert wamr.wasm_runtime_get_app_addr_range(instance, address) is None
+        assert wamr.wasm_runtime_addr_app_to_native(instance, address) is None
+    offset, native = wamr.wasm_runtime_shared_heap_malloc(instance, 16)
+    assert window[0] + head.size <= offset < WINDOW_END_64
+    assert native is not None
+    assert wamr.wasm_runtime_addr_native_to_app(instance, native) == offset
+    wamr.wasm_runtime_shared_heap_free(instance, offset)
+    with pytest.raises(errors.InvalidFreeError):
+        wamr.wasm_runtime_shared_heap_free(instance, offset)
 
 
 def test_what_the_instance_does_not_see_has_no_app_address(managed: Heap, spawn: Spawn) -> None:

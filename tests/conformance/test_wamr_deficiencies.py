@@ -2,8 +2,6 @@
 
 Without a test here, and why:
 
-- 17 is tested for loads and stores; `memory.copy`, `memory.fill` and `memory.init` over a seam are for later, as are 24 (wait and
-  notify) and 25 (memory64).
 - 21, 22 and 23 cannot come up: there is one tier of compiled code, and an instance is one module with one thread.
 - 29 and 31, what an access and a contended allocation cost, are measured by the benchmarks. 30 is tested for lazy heaps here.
 """
@@ -23,13 +21,26 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shmwasm import errors, on_client, wamr
-from shmwasm.addresses import OS_PAGE, SLAB_SIZE, WINDOW_END
+from shmwasm.addresses import OS_PAGE, SLAB_SIZE, WINDOW_END, WINDOW_END_64
 from shmwasm.posix.mappings import address_of
 
 if TYPE_CHECKING:
     from shmwasm import Instance, Module, Runtime
     from shmwasm.engine.callers import Caller
     from tests.conformance.conftest import Heap, Load, Memory, Spawn
+
+BULK = """(module
+  (memory (export "memory") 1)
+  (data $passive "passive!")
+  (func (export "copy") (param i32 i32 i32) (memory.copy (local.get 0) (local.get 1) (local.get 2)))
+  (func (export "fill") (param i32 i32 i32) (memory.fill (local.get 0) (local.get 1) (local.get 2)))
+  (func (export "init") (param i32 i32 i32) (memory.init $passive (local.get 0) (local.get 1) (local.get 2))))"""
+
+WAITING = """(module
+  (memory (export "memory") 1)
+  (func (export "wait32") (param i32 i32) (result i32) (memory.atomic.wait32 (local.get 0) (local.get 1) (i64.const -1)))
+  (func (export "wait64") (param i32 i64) (result i32) (memory.atomic.wait64 (local.get 0) (local.get 1) (i64.const -1)))
+  (func (export "notify") (param i32) (result i32) (memory.atomic.notify (local.get 0) (i32.const 1))))"""
 
 FORGED_HEADER = 0x8000_0040_FFFF_FF00
 
@@ -281,6 +292,22 @@ def test_17_an_access_of_any_width_straddles_two_heaps(preallocated: Heap, spawn
         assert instance.call(export, body.start - before, *zero) == expected
 
 
+@pytest.mark.parametrize("what", ["copy", "fill", "init"])
+def test_17_bulk_instructions_straddle_two_heaps(preallocated: Heap, spawn: Spawn, load: Load, what: str) -> None:
+    head, body = preallocated(), preallocated()
+    wamr.wasm_runtime_chain_shared_heaps(head, body)
+    instance = spawn(head, load(BULK))
+    source = {"copy": head.start, "fill": 0x77, "init": 0}[what]
+    head.view[:8] = b"abcdefgh"
+    instance.call(what, body.start - 3, source, 8)
+    expected = {"copy": b"abcdefgh", "fill": b"w" * 8, "init": b"passive!"}[what]
+    assert bytes(head.view[-3:]) + bytes(body.view[:5]) == expected
+    with pytest.raises(errors.WorkerTrapError) as trapped:
+        instance.call(what, WINDOW_END - 7, source, 8)
+    assert trapped.value.code == "memory_out_of_bounds"
+    assert not any(body.view[5:])
+
+
 @pytest.mark.parametrize("size", [(1 << 32) + 16, 1 << 40, (1 << 63) - 1])
 def test_18_a_size_is_not_cut_to_32_bits(managed: Heap, size: int) -> None:
     heap = managed()
@@ -328,6 +355,39 @@ def test_32_a_fault_of_a_host_function_near_a_heap_is_not_blamed_on_the_guest(ma
 
 
 # ---------------------------------------------------------------- what is missing there
+
+
+@pytest.mark.parametrize("place", ["head", "body"])
+@pytest.mark.parametrize("wait", ["wait32", "wait64"])
+def test_24_processes_wait_for_each_other_on_every_heap_of_a_chain(
+    preallocated: Heap, managed: Heap, spawn: Spawn, load: Load, wait: str, place: str
+) -> None:
+    heaps = {"head": preallocated(), "body": managed()}
+    wamr.wasm_runtime_chain_shared_heaps(heaps["head"], heaps["body"])
+    module = load(WAITING)
+    waiter, waker = spawn(heaps["head"], module), spawn(heaps["head"], module)
+    word = heaps[place].start + 64
+    call = waiter.submit(wait, word, 0)
+    while not waker.call("notify", word):
+        assert not call.done()
+    assert call.result() == 0
+    assert waiter.pid != waker.pid
+
+
+@pytest.mark.parametrize("size", [1 << 32, (1 << 32) + 16, (1 << 64) - 1])
+def test_25_a_64_bit_guests_size_is_not_cut_and_its_address_has_all_bits(
+    managed: Heap, spawn: Spawn, guest_64: Module, size: int
+) -> None:
+    heap = managed()
+    instance = spawn(heap, guest_64)
+    assert instance.call("malloc", size) == 0
+    block = instance.call("malloc", 16)
+    assert isinstance(block, int)
+    assert WINDOW_END_64 - heap.size <= block < WINDOW_END_64
+    instance.call("exchange8", block, 5)
+    assert heap.block_at(block).view[0] == 5
+    instance.call("free", block)
+    assert heap.statistics().live_blocks == 0
 
 
 def test_26_a_chain_of_many_managed_heaps_is_used_up_to_the_last(managed: Heap, spawn: Spawn) -> None:

@@ -1,6 +1,6 @@
 """The behaviours of WAMR's own unit tests for shared heaps, by their numbers in its order.
 
-Where WAMR traps at the seam of two heaps, ours works. Rows 7 and 8 (`memory.fill`), and 11 and 12 (memory64), are not covered.
+Where WAMR traps at the seam of two heaps, ours works.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shmwasm import errors, on_client, wamr
-from shmwasm.addresses import OS_PAGE, SLAB_SIZE, WINDOW_END
+from shmwasm.addresses import OS_PAGE, SLAB_SIZE, WINDOW_END, WINDOW_END_64
 
 if TYPE_CHECKING:
     from shmwasm import Instance, Module, Runtime, SharedHeap
     from shmwasm.engine.callers import Caller
     from tests.conformance.conftest import Heap, Load, Memory, Spawn
+
+
+FILLING = """(module
+  (memory (export "memory") 1)
+  (func (export "memory_fill") (param i32 i32 i32) (memory.fill (local.get 0) (local.get 1) (local.get 2))))"""
 
 
 def traps(instance: Instance, export: str, *arguments: int) -> bool:
@@ -86,6 +91,32 @@ def test_06_first_and_last_bytes_of_a_chain_are_read_and_written(pair: tuple[Sha
     assert [heap.view[offset] for heap, offset in places] == [11, 12, 13, 14]
 
 
+def test_07_memory_fill_reaches_the_bytes_at_the_edges_of_both_heaps(
+    pair: tuple[SharedHeap, SharedHeap], spawn: Spawn, load: Load
+) -> None:
+    first, second = pair
+    instance = spawn(first, load(FILLING))
+    places = [(first, first.size - 1), (second, 0), (second, second.size - 1)]
+    for value, (heap, offset) in enumerate(places, start=21):
+        instance.call("memory_fill", heap.start + offset, value, 1)
+        instance.call("memory_fill", heap.start + offset, 99, 0)
+    instance.call("memory_fill", WINDOW_END - 1, 99, 0)
+    assert [heap.view[offset] for heap, offset in places] == [21, 22, 23]
+
+
+def test_08_memory_fill_works_over_the_seam_and_traps_over_the_end_before_it_writes(
+    pair: tuple[SharedHeap, SharedHeap], spawn: Spawn, load: Load
+) -> None:
+    first, second = pair
+    instance = spawn(first, load(FILLING))
+    instance.call("memory_fill", second.start - 8, 7, 16)
+    assert bytes(first.view[-9:]) == b"\0" + b"\7" * 8
+    assert bytes(second.view[:9]) == b"\7" * 8 + b"\0"
+    assert traps(instance, "memory_fill", WINDOW_END - 8, 9, 9)
+    assert traps(instance, "memory_fill", first.start, 9, first.size + second.size + 1)
+    assert not any(9 in bytes(heap.view) for heap in pair)
+
+
 def test_09_two_bytes_at_the_edges_of_a_heap_trap(preallocated: Heap, spawn: Spawn) -> None:
     heap = preallocated()
     instance = spawn(heap)
@@ -100,6 +131,25 @@ def test_10_two_bytes_over_the_seam_work_and_trap_at_the_end(pair: tuple[SharedH
     assert instance.call("exchange16", second.start - 1, 0x0201) == 0
     assert (first.view[-1], second.view[0]) == (1, 2)
     assert traps(instance, "exchange16", WINDOW_END - 1, 1)
+
+
+def test_11_two_bytes_at_the_edges_of_a_heap_trap_in_a_64_bit_guest(preallocated: Heap, spawn: Spawn, guest_64: Module) -> None:
+    heap = preallocated()
+    instance = spawn(heap, guest_64)
+    assert traps(instance, "exchange16", WINDOW_END_64 - 1, 1)
+    assert traps(instance, "exchange16", WINDOW_END_64, 1)
+    assert traps(instance, "exchange16", WINDOW_END_64 - heap.size - 1, 1)
+    assert bytes(heap.view) == bytes(heap.size)
+
+
+def test_12_two_bytes_over_the_seam_work_in_a_64_bit_guest_and_trap_at_the_end(
+    pair: tuple[SharedHeap, SharedHeap], spawn: Spawn, guest_64: Module
+) -> None:
+    first, second = pair
+    instance = spawn(first, guest_64)
+    assert instance.call("exchange16", WINDOW_END_64 - second.size - 1, 0x0201) == 0
+    assert (first.view[-1], second.view[0]) == (1, 2)
+    assert traps(instance, "exchange16", WINDOW_END_64 - 1, 1)
 
 
 def test_13_a_guests_block_converts_to_native_and_back(managed: Heap, spawn: Spawn) -> None:

@@ -13,9 +13,10 @@ from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END, AppAddress
 from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, metadata_size
 from shmwasm.engine.cache import Cache
+from shmwasm.engine.compiling import CompiledModule, compile_module
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
-from shmwasm.engine.modules import CompiledModule, compile_module, deserialize
+from shmwasm.engine.modules import deserialize
 from shmwasm.engine.wasi import compile_adapters
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.programs import start_program
@@ -235,7 +236,7 @@ class _NoHooks:
 
 @pytest.fixture(scope="session")
 def compiled_core() -> Iterator[CompiledModule]:
-    with compile_module(CORE_MODULE) as module:
+    with compile_module(CORE_MODULE, own=True) as module:
         yield module
 
 

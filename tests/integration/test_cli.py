@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -286,7 +288,7 @@ class TestDoctor:
         assert {finding["subject"]: finding["level"] for finding in found["findings"]}["wasmtime"] == "ok"
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "coordinator", "verify", "doctor"])
+@pytest.mark.parametrize("name", ["demo", "run", "include-path", "coordinator", "verify", "doctor"])
 def test_the_help_of_a_command_has_an_example_and_json(name):
     done = in_this_process(name, "--help")
     assert done.exit_code == 0
@@ -302,3 +304,12 @@ def test_the_version_is_the_package_s():
 def test_the_packaged_guest_is_in_the_package():
     assert hashlib.sha256(GUEST.read_bytes()).digest()
     assert GUEST.with_suffix(".c").is_file()
+
+
+def test_the_include_path_has_the_guest_kit_for_c_and_zig():
+    directory = Path(shmwasm("include-path").stdout.strip())
+    assert {path.name for path in directory.iterdir()} == {"shmwasm", "shmwasm.h", "shmwasm.zig"}
+    parts = {path.name for path in (directory / "shmwasm").iterdir()}
+    for name in ("shmwasm.h", "shmwasm.zig"):
+        assert set(re.findall(r'"shmwasm/(\w+\.\w+)"', (directory / name).read_text())) <= parts
+    assert json.loads(shmwasm("include-path", "--json").stdout) == {"path": str(directory)}

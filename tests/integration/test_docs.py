@@ -88,7 +88,7 @@ def test_commands_that_are_shown_exist(page):
     assert set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)) <= targets
     known = set(main.list_commands(None))
     for line in [*re.findall(r"`(shmwasm [^`]+)`", prose(page)), *"".join(blocks(page, "sh")).splitlines()]:
-        for command, options in re.findall(r"(?:^|&& )shmwasm ([a-z]+)([^#]*)", line):
+        for command, options in re.findall(r"(?:^|&& )shmwasm ([a-z-]+)([^#]*)", line):
             assert command in known, line
             described = CliRunner().invoke(main, [command, "--help"]).output
             for option in re.findall(r"--[a-z]+", options.split(" -- ")[0]):

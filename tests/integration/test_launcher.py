@@ -73,7 +73,7 @@ def test_an_artifact_that_is_no_code_is_refused_and_the_launcher_goes_on(launche
     module = launcher.compile(GUEST)
     memory = os.memfd_create("garbage")
     os.write(memory, b"garbage")
-    garbage = type(module)("garbage", "garbage", module.description, memory)
+    garbage = type(module)("garbage", "garbage", module.facts, memory)
     worker = launcher.start_fork(garbage)
     garbage.close()
     refused = launcher.hear()
@@ -87,7 +87,7 @@ def test_a_module_is_kept_by_its_key(launcher):
     module = launcher.compile(GUEST)
     launcher.fork(module)
     memory = os.memfd_create("empty")
-    same = type(module)(module.name, module.key, module.description, memory)
+    same = type(module)(module.name, module.key, module.facts, memory)
     assert launcher.fork(same).call("number") == [7]
     same.close()
 

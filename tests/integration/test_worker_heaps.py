@@ -24,6 +24,13 @@ GUEST = """(module
   (func (export "store") (param i32 i32) (i32.store (local.get 0) (local.get 1)))
   (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))"""
 
+ASKING = """(module
+  (import "env" "shared_heap_self" (func $self (result i32)))
+  (import "env" "shared_heap_peer_alive" (func $alive (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "self") (result i32) (call $self))
+  (func (export "alive") (param i32) (result i32) (call $alive (local.get 0))))"""
+
 SMALL = 64
 
 
@@ -150,6 +157,34 @@ def test_what_the_coordinator_wants_during_a_lease_is_done_after_the_call(launch
     assert worker.hear() == messages.Done(request=8)
     with pytest.raises(errors.WorkerTrapError):
         worker.call("load", address)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_a_guest_asks_about_a_peer_is_the_coordinators_to_answer(launcher, heap, alive):
+    worker = launcher.fork(ASKING, grants=[heap.grant], descriptors=heap.descriptors)
+    request = worker.start_call("alive", -2)
+    asked = worker.hear()
+    assert isinstance(asked, messages.IsAlive)
+    assert asked.number == 2**32 - 2
+    worker.tell(messages.Recall(heap=heap.NUMBER))
+    worker.tell(messages.Alive(request=asked.request, alive=alive))
+    assert worker.end_call(request) == [int(alive)]
+    assert worker.hear() == messages.Recalled(heap=heap.NUMBER)
+
+
+def test_a_guest_knows_its_own_number_and_that_it_is_alive_without_asking(launcher):
+    worker = launcher.fork(ASKING)
+    assert worker.call("self") == [worker.number]
+    assert worker.call("alive", worker.number) == [1]
+
+
+@pytest.mark.parametrize("answer", [messages.Alive(request=1, alive=True), messages.Leased(request=1, ranges=[])])
+def test_an_answer_that_was_not_asked_for_ends_the_worker(launcher, answer):
+    worker = launcher.fork(ASKING)
+    worker.tell(answer)
+    exited = launcher.hear()
+    assert isinstance(exited, messages.Exited)
+    assert exited.exit_code == os.EX_SOFTWARE
 
 
 def test_recalled_slabs_are_those_in_which_nothing_lives(launcher, heap):

@@ -23,11 +23,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture
+def compiler() -> str:
+    assert COMPILER is not None
+    return COMPILER
+
+
 @pytest.fixture(scope="session")
 def compile_natively(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that compiles a program of this directory, and skips the test where there is no such sanitizer."""
+    compiled: dict[tuple[str, str], Path] = {}
 
     def compile_program(program: str, *options: str, sources: Sequence[Path] = (), include: Path, sanitizers: str = "") -> Path:
+        if (program, sanitizers) in compiled:
+            return compiled[program, sanitizers]
         directory = tmp_path_factory.mktemp(program)
         if sanitizers:
             options = (*options, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
@@ -39,6 +48,7 @@ def compile_natively(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         target = directory / program
         command = [COMPILER, *FLAGS, *options, f"-I{include}", "-o", target, HERE / f"{program}.c", *sources]
         subprocess.run(command, check=True)
+        compiled[program, sanitizers] = target
         return target
 
     return compile_program

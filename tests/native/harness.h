@@ -16,7 +16,7 @@ void *exchange_address(void);
 u32 chain_set(u32 count);
 u32 heap_malloc(u32 size, u32 slot, u32 alignment);
 u32 heap_free(u32 address, u32 slot);
-u32 heap_usable_size(u32 slot, u32 address);
+u32 heap_usable_size(u32 slot, u32 offset);
 u32 install(u32 slot, u32 class, u32 first, u32 count, u32 adopted);
 u32 trim(u32 slot);
 u32 take_released(u32 slot, u32 keep);

@@ -34,7 +34,7 @@ static void allocate(u64 *seed, block *b) {
         CHECK(b->address % alignment == 0);
     }
     if (b->address == 0) return;
-    b->size = heap_usable_size(SLOT, b->address);
+    b->size = heap_usable_size(SLOT, b->address - start);
     CHECK(b->size >= size && b->address >= start && b->address % MINIMUM_ALIGNMENT == 0);
     memset(&data[b->address - start], pattern(b), b->size);
 }

@@ -1,7 +1,8 @@
 /* Real processes on one mutex and one queue, killed at random instants and replaced: `kit_deaths SEED KILLS`.
  *
- * What must hold whatever was killed where: no message arrives twice or out of its producer's order; one that was sent is missing only if
- * a consumer died with it in hand; what the mutex protects is half changed only for who was told so; and nothing stays stuck. */
+ * What must hold whatever was killed where: no message arrives twice or out of its producer's order; one that was sent is
+ * missing only if a consumer died with it in hand; what the mutex protects is half changed only for who was told so; and
+ * nothing stays stuck. */
 #include "kit.h"
 
 #include <signal.h>

@@ -1,7 +1,7 @@
 /* Threads that play processes on one mutex, one ring and one queue: `kit_threads SEED MESSAGES`.
  *
- * Messages and what the mutex protects are written with ordinary stores, so the thread sanitizer judges whether they are ordered. Some
- * threads die on purpose: while they hold the mutex, or between claiming and publishing. */
+ * Messages and what the mutex protects are written with ordinary stores, so the thread sanitizer judges whether they are
+ * ordered. Some threads die on purpose: while they hold the mutex, or between claiming and publishing. */
 #include "kit.h"
 
 #define PRODUCERS 3

@@ -203,34 +203,47 @@ static u32 free_block(heap *h, u32 offset) {
 
 /* ---- for the host ---- */
 
-/* Allocates, or answers why not (see ANSWER_CLASS_SHIFT). `alignment` is a power of two up to MAXIMUM_ALIGNMENT.
- * The order of the parameters lets the host keep all but the first prepared. */
-u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) {
+/* What leads from an app address in an open heap to the block's place. */
+INLINE u32 to_place(const heap *h) { return FIRST_PLACE - h->front.start; }
+
+/* Allocates, or answers why not (see ANSWER_CLASS_SHIFT). `alignment` is a power of two up to MAXIMUM_ALIGNMENT. */
+INLINE u32 host_malloc(u32 size, u32 slot, u32 alignment, u32 as_place) {
     heap *h = heap_at(slot);
     u32 is_power = alignment != 0 && (alignment & (alignment - 1)) == 0;
     if (UNLIKELY(h == NULL || alignment > MAXIMUM_ALIGNMENT || !is_power)) return STATUS_BAD_ARGUMENT;
+    u32 shift = as_place ? to_place(h) : 0;
     if (LIKELY(alignment <= MINIMUM_ALIGNMENT)) {
         u8 *state = take_fast(h->stacks, size);
-        if (LIKELY(state != NULL)) return commit(&h->front, state);
+        if (LIKELY(state != NULL)) return commit(&h->front, state) + shift;
     }
     outcome o = allocate(h, size, alignment);
-    return o.state ? commit(&h->front, o.state) : o.status | o.class << ANSWER_CLASS_SHIFT;
+    return o.state ? commit(&h->front, o.state) + shift : o.status | o.class << ANSWER_CLASS_SHIFT;
 }
 
 /* Frees, or returns why not. STATUS_RELEASE_DUE is success. */
-u32 EXPORT(heap_free)(u32 address, u32 slot) {
+INLINE u32 host_free(u32 address, u32 slot, u32 as_place) {
     heap *h = heap_at(slot);
     if (UNLIKELY(h == NULL)) return STATUS_BAD_ARGUMENT;
+    if (as_place) address -= to_place(h);
     if (LIKELY(free_fast(&h->front, h->stacks, h->classes, address)) || free_second_fast(&h->front, address)) return STATUS_OK;
     u32 offset = address - h->front.start;
     return offset < h->front.bytes ? free_block(h, offset) : STATUS_WILD;
 }
 
-/* The bytes that the block at an app address can hold, or 0 if no live block starts there. */
-u32 EXPORT(heap_usable_size)(u32 slot, u32 address) {
+/* The order of the parameters lets the host keep all but the first prepared. */
+u32 EXPORT(heap_malloc)(u32 size, u32 slot, u32 alignment) { return host_malloc(size, slot, alignment, 0); }
+
+u32 EXPORT(heap_free)(u32 address, u32 slot) { return host_free(address, slot, 0); }
+
+/* The same for callers that know blocks by their places. */
+u32 EXPORT(heap_malloc_place)(u32 size, u32 slot, u32 alignment) { return host_malloc(size, slot, alignment, 1); }
+
+u32 EXPORT(heap_free_place)(u32 place, u32 slot) { return host_free(place, slot, 1); }
+
+/* The bytes that the block at a heap offset can hold, or 0 if no live block starts there. */
+u32 EXPORT(heap_usable_size)(u32 slot, u32 offset) {
     heap *h = heap_at(slot);
-    if (h == NULL || address - h->front.start >= h->front.bytes || examine(h, address - h->front.start) != STATUS_OK) return 0;
-    return usable(h, address - h->front.start);
+    return h && offset < h->front.bytes && examine(h, offset) == STATUS_OK ? usable(h, offset) : 0;
 }
 
 /* Takes over slabs that the coordinator assigned to this process: a run if `class` is CLASS_LARGE, else single slabs. */

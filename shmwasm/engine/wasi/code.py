@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class AdapterCode(NamedTuple):
-    """The compiled adapters; those named `shared` are for guests whose heap memory is shared."""
+    """The compiled adapters (see `text.adapters`)."""
 
     shim: wasmtime.Module
     private: wasmtime.Module
     window: wasmtime.Module
     private_shared: wasmtime.Module
     window_shared: wasmtime.Module
+    private_wide: wasmtime.Module
+    window_wide: wasmtime.Module
 
 
 ADAPTERS: Final = {name: Path(__file__).with_name(f"{name}.wasm") for name in AdapterCode._fields}
@@ -42,17 +44,27 @@ def compile_adapters(cache: Cache) -> int:
     """
     modules = [path.read_bytes() for path in ADAPTERS.values()]
     key = hashlib.sha256(fingerprint().encode() + b"".join(modules)).hexdigest()
+    artifact = _find(cache, key)
+    if artifact is not None:
+        return artifact
+    with cache.making(key):
+        artifact = _find(cache, key)  # another process may just have made it
+        if artifact is not None:
+            return artifact
+        engine = new_engine(parallel_compilation=True)
+        codes = [bytes(wasmtime.Module(engine, module).serialize()) for module in modules]
+        return cache.keep(key, _SIZES.pack(*map(len, codes)) + b"".join(codes))
+
+
+def _find(cache: Cache, key: str) -> int | None:
     artifact = cache.find(key)
     if artifact is not None:
         try:
             load_adapters(new_engine(parallel_compilation=False), artifact)
         except ModuleError:
-            os.close(artifact)  # damaged, or of a processor with other features: made anew below
-        else:
-            return artifact
-    engine = new_engine(parallel_compilation=True)
-    codes = [bytes(wasmtime.Module(engine, module).serialize()) for module in modules]
-    return cache.keep(key, _SIZES.pack(*map(len, codes)) + b"".join(codes))
+            os.close(artifact)  # damaged: to be made anew
+            return None
+    return artifact
 
 
 def load_adapters(engine: wasmtime.Engine, artifact: int) -> AdapterCode:

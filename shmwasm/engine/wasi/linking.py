@@ -10,12 +10,14 @@ from shmwasm.engine.aliases import Alias
 from shmwasm.engine.imports import define
 from shmwasm.engine.wasi.functions import WASI_MODULE
 from shmwasm.engine.wasi.text import GUEST, MEMORY, SHIM
+from shmwasm.errors import AttachError
 from shmwasm.rewrite import seam
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from shmwasm.engine.wasi.code import AdapterCode
+    from shmwasm.engine.windows import Chain, Grant
 
 
 class WasiLinks:
@@ -37,24 +39,56 @@ class WasiLinks:
         self._linker.define_instance(store, SHIM, shim)
         self._spare = _new_alias(store)
 
-    def serve(self, memory: wasmtime.Memory | wasmtime.SharedMemory, exports: Mapping[str, object]) -> Alias:
-        """Let the guest call WASI. Return its alias memory: its own, or one for WASI's sake.
+    def serve(self, memory: wasmtime.Memory | wasmtime.SharedMemory, exports: Mapping[str, object]) -> Alias | None:
+        """Let the guest call WASI. Return its alias memory: its own, or one for WASI's sake, if that needs one.
 
         Args:
-            memory: Its heap memory, a 32-bit one.
+            memory: Its heap memory: a 32-bit one, or a rewritten 64-bit one.
             exports: What it exports.
         """
-        linker, store = self._linker, self._store
+        code = self._code
         mapped = exports if seam.ALIAS in exports else self._spare
-        define(linker, store, GUEST, MEMORY, memory)
-        for name in (seam.ALIAS, seam.START, seam.END, seam.MIXED):
-            item = mapped[name]
+        if seam.PAGES in exports:
+            self._instantiate(memory, {seam.PAGES: exports[seam.PAGES]}, code.private_wide, code.window_wide)
+            return Alias(self._store, exports) if mapped is exports else None
+        needed = {name: mapped[name] for name in (seam.ALIAS, seam.START, seam.END, seam.MIXED)}
+        if isinstance(memory, wasmtime.SharedMemory):
+            self._instantiate(memory, needed, code.private_shared, code.window_shared)
+        else:
+            self._instantiate(memory, needed, code.private, code.window)
+        return Alias(self._store, mapped) if mapped is exports else _SpareAlias(self._store, mapped)
+
+    def _instantiate(
+        self, memory: wasmtime.Memory | wasmtime.SharedMemory, items: Mapping[str, object], *adapters: wasmtime.Module
+    ) -> None:
+        define(self._linker, self._store, GUEST, MEMORY, memory)
+        for name, item in items.items():
             assert isinstance(item, wasmtime.Memory | wasmtime.Global)
-            linker.define(store, GUEST, name, item)
-        shared = isinstance(memory, wasmtime.SharedMemory)
-        linker.instantiate(store, self._code.private_shared if shared else self._code.private)
-        linker.instantiate(store, self._code.window_shared if shared else self._code.window)
-        return Alias(store, mapped)
+            self._linker.define(self._store, GUEST, name, item)
+        for adapter in adapters:
+            self._linker.instantiate(self._store, adapter)
+
+
+class _SpareAlias(Alias):
+    """An alias memory for WASI's sake: a chain that is too long for it can be attached all the same, and WASI refuses it."""
+
+    _fits = True
+
+    def check(self, grants: Sequence[Grant]) -> None:
+        try:
+            super().check(grants)
+        except AttachError:
+            self._fits = False
+        else:
+            self._fits = True
+
+    def make_room(self, size: int) -> None:
+        if self._fits:
+            super().make_room(size)
+
+    def attach(self, chain: Chain) -> None:
+        if self._fits:
+            super().attach(chain)
 
 
 def _new_alias(store: wasmtime.Store) -> dict[str, wasmtime.Memory | wasmtime.Global]:

@@ -21,6 +21,11 @@ process may change a heap meanwhile.
 
 WASI may transfer less than all buffers hold, and wasmtime's transfers no more than the first that is not empty. The adapters pass
 on the buffers up to the first that lies elsewhere, and of those in a window one at a time.
+
+WASI's pointers have 32 bits, which never lead into the window of a 64-bit memory. But a rewritten one is larger, as the engine
+knows it, than what the guest may touch, and WASI would meet the rest in code of the host. So the *wide* window adapter takes
+every call through a scratch area of its own, and the wide private adapter hands those that it refuses to WASI with a memory in
+which no pointer is good.
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from shmwasm.addresses import WASM_PAGE
+from shmwasm.engine.traps import OWN_MODULE
 from shmwasm.engine.wasi.functions import (
     FUNCTIONS,
     NO_RESULT,
@@ -43,10 +50,21 @@ from shmwasm.engine.wasi.functions import (
     Vectors,
     value_types,
 )
-from shmwasm.rewrite.seam import ALIAS, ALIAS_CHAIN, END, MIXED, NOTHING, START, TABLE_END, TABLE_ENTRIES, TABLE_ENTRY
+from shmwasm.rewrite.seam import (
+    ALIAS,
+    ALIAS_CHAIN,
+    END,
+    MIXED,
+    NOTHING,
+    PAGES,
+    START,
+    TABLE_END,
+    TABLE_ENTRIES,
+    TABLE_ENTRY,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 GUEST: Final = "guest"
 """The name that the adapters import the guest's `MEMORY` from, and what the seam exports."""
@@ -79,14 +97,38 @@ _ENTRIES: Final = len(FUNCTIONS) + len(_POINTING)
 """The table has the private adapter's functions, then the window adapter's."""
 
 
+_NARROW_ACCESS: Final = """
+(func $guest_size (result i64) (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16)))
+(func $load_guest (param $at i32) (result i32) (i32.load $guest (local.get $at)))
+(func $from_guest (param $at i32) (param $from i64) (param $length i32)
+  (memory.copy $alias $guest (local.get $at) (i32.wrap_i64 (local.get $from)) (local.get $length)))
+(func $to_guest (param $to i64) (param $at i32) (param $length i32)
+  (memory.copy $guest $alias (i32.wrap_i64 (local.get $to)) (local.get $at) (local.get $length)))
+"""
+_WIDE_ACCESS: Final = """
+(func $guest_size (result i64) (i64.shl (global.get $pages) (i64.const 16)))
+(func $load_guest (param $at i32) (result i32) (i32.load $guest (i64.extend_i32_u (local.get $at))))
+(func $from_guest (param $at i32) (param $from i64) (param $length i32)
+  (memory.copy $alias $guest (local.get $at) (local.get $from) (local.get $length)))
+(func $to_guest (param $to i64) (param $at i32) (param $length i32)
+  (memory.copy $guest $alias (local.get $to) (local.get $at) (local.get $length)))
+"""
+"""How the window adapter reaches the guest's memory, by the size of its addresses."""
+
+
 def adapters() -> dict[str, str]:
-    """Return the text of each module, by its name; those named "shared" are for guests whose heap memory is shared."""
+    """Return the text of each module, by its name.
+
+    Those named "shared" are for guests whose heap memory is shared, those named "wide" for ones with a rewritten 64-bit memory.
+    """
     return {
         "shim": _shim(),
-        "private": _private_adapter(shared=False),
-        "window": _window_adapter(shared=False),
-        "private_shared": _private_adapter(shared=True),
-        "window_shared": _window_adapter(shared=True),
+        "private": _private_adapter("0"),
+        "window": _window_adapter("0"),
+        "private_shared": _private_adapter("0 65536 shared"),
+        "window_shared": _window_adapter("0 65536 shared"),
+        "private_wide": _private_adapter_wide(),
+        "window_wide": _window_adapter_wide(),
     }
 
 
@@ -99,55 +141,80 @@ def _shim() -> str:
     return _module([f'(table $table (export "{TABLE}") {_ENTRIES} funcref)', *functions])
 
 
-def _private_adapter(*, shared: bool) -> str:
-    return _module(
-        [
-            *_imports(shared=shared),
-            f'(export "{MEMORY}" (memory $guest))',
-            _fragment("private.wat"),
-            *map(_private_function, FUNCTIONS),
-            _elements(0, FUNCTIONS),
-        ]
-    )
+def _private_adapter(memory: str) -> str:
+    fields = [
+        _import_from_guest(MEMORY, f"(memory $guest {memory})"),
+        _import_from_guest(START, "(global $start (mut i64))"),
+        f'(export "{MEMORY}" (memory $guest))',
+        _fragment("private.wat"),
+    ]
+    functions = [_private_function(name, list(_private_checks(name))) for name in FUNCTIONS]
+    return _module([*_imports(), *fields, *functions, _elements(0, FUNCTIONS)])
 
 
-def _window_adapter(*, shared: bool) -> str:
-    return _module(
+def _private_adapter_wide() -> str:
+    fields = [f'(memory (export "{MEMORY}") 0)', _constants()]
+    functions = [_private_function(name, []) for name in FUNCTIONS]
+    return _module([*_imports(), *fields, *functions, _elements(0, FUNCTIONS)])
+
+
+def _window_adapter(memory: str) -> str:
+    return _window_adapter_of(
         [
-            *_imports(shared=shared),
-            f'(import "{GUEST}" "{ALIAS}" (memory $alias 0))',
-            f'(import "{GUEST}" "{END}" (global $end (mut i64)))',
-            f'(import "{GUEST}" "{MIXED}" (global $mixed (mut i32)))',
+            _import_from_guest(MEMORY, f"(memory $guest {memory})"),
+            _import_from_guest(START, "(global $start (mut i64))"),
+            _import_from_guest(END, "(global $end (mut i64))"),
+            _import_from_guest(MIXED, "(global $mixed (mut i32))"),
+            _import_from_guest(ALIAS, "(memory $alias 0)"),
             f'(export "{MEMORY}" (memory $alias))',
-            _fragment("window.wat"),
-            *map(_window_function, _POINTING),
-            _elements(len(FUNCTIONS), _POINTING),
+            _NARROW_ACCESS,
         ]
     )
+
+
+def _window_adapter_wide() -> str:
+    return _window_adapter_of(
+        [
+            _import_from_guest(MEMORY, "(memory $guest i64 0)"),
+            _import_from_guest(PAGES, "(global $pages (mut i64))"),
+            f"(global $start i64 (i64.const {NOTHING}))",
+            "(global $end i64 (i64.const 0))",
+            "(global $mixed i32 (i32.const 0))",
+            f'(memory $alias (export "{MEMORY}") {ALIAS_CHAIN // WASM_PAGE})',
+            _WIDE_ACCESS,
+        ]
+    )
+
+
+def _window_adapter_of(fields: list[str]) -> str:
+    functions = [_window_function(name) for name in _POINTING]
+    return _module([*_imports(), *fields, _fragment("window.wat"), *functions, _elements(len(FUNCTIONS), _POINTING)])
 
 
 def _module(fields: Iterable[str]) -> str:
-    return "\n".join(["(module $shmwasm", *fields, ")"])
+    return "\n".join([f"(module ${OWN_MODULE}", *fields, ")"])
 
 
-def _imports(*, shared: bool) -> list[str]:
+def _imports() -> list[str]:
     functions = [f'(import "{WASI_MODULE}" "{name}" (func $wasi_{name} {_signature(name)}))' for name in FUNCTIONS]
-    return [
-        *functions,
-        f'(import "{GUEST}" "{MEMORY}" (memory $guest {"0 65536 shared" if shared else "0"}))',
-        f'(import "{GUEST}" "{START}" (global $start (mut i64)))',
-        f'(import "{SHIM}" "{TABLE}" (table $table {_ENTRIES} funcref))',
-    ]
+    return [*functions, f'(import "{SHIM}" "{TABLE}" (table $table {_ENTRIES} funcref))']
+
+
+def _import_from_guest(name: str, item: str) -> str:
+    return f'(import "{GUEST}" "{name}" {item})'
 
 
 def _elements(first: int, names: Iterable[str]) -> str:
     return f"(elem (table $table) (i32.const {first}) func {' '.join(f'${name}' for name in names)})"
 
 
+def _constants() -> str:
+    return "\n".join(f"(global ${constant} i32 (i32.const {value}))" for constant, value in _CONSTANTS.items())
+
+
 def _fragment(name: str) -> str:
     """Return a file of this directory, and the constants that it may call by name."""
-    constants = "\n".join(f"(global ${constant} i32 (i32.const {value}))" for constant, value in _CONSTANTS.items())
-    return constants + Path(__file__).with_name(name).read_text("utf-8")
+    return _constants() + Path(__file__).with_name(name).read_text("utf-8")
 
 
 def _signature(name: str) -> str:
@@ -235,16 +302,15 @@ def _vectors(name: str) -> Iterator[tuple[int, bool]]:
 # ------------------------------------------------------------ the functions
 
 
-def _private_function(name: str) -> str:
-    """Return the function that passes a call on to WASI, or to the window adapter if a pointer leads into the window."""
+def _private_function(name: str, checks: Collection[str]) -> str:
+    """Return the function that calls WASI, or the window adapter if `checks` branch to it or there are none."""
     lines = [f"(func ${name} {_signature(name)} (local $answer i32)"]
     if name in _POINTING:
         entry = len(FUNCTIONS) + _POINTING.index(name)
+        private = ["(block $window", *checks, "(br $private))"] if checks else []
         lines += [
             "(block $private",
-            "(block $window",
-            *_private_checks(name),
-            "(br $private))",
+            *private,
             f"(local.set $answer (call_indirect $table {_signature(name)} {_arguments(name)} (i32.const {entry})))",
             "(br_if $private (i32.eq (local.get $answer) (global.get $REFUSED)))",
             "(return (local.get $answer)))",

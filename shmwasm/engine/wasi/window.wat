@@ -33,7 +33,7 @@
   (local $size i64)
   (if (i64.ge_u (local.get $from) (global.get $start))
     (then (return (call $in_chain (local.get $from) (local.get $to) (local.get $write)))))
-  (local.set $size (i64.shl (i64.extend_i32_u (memory.size $guest)) (i64.const 16)))
+  (local.set $size (call $guest_size))
   (if (i64.le_u (local.get $to) (local.get $size)) (then (return (i32.const 1))))
   (if (i64.ne (local.get $size) (global.get $start)) (then (return (i32.const 0))))
   (call $in_chain (global.get $start) (local.get $to) (local.get $write)))
@@ -54,8 +54,7 @@
   (local $below i32)
   (local.set $below (call $below (local.get $from) (local.get $length)))
   (if (local.get $below)
-    (then
-      (memory.copy $alias $guest (local.get $at) (i32.wrap_i64 (local.get $from)) (local.get $below))))
+    (then (call $from_guest (local.get $at) (local.get $from) (local.get $below))))
   (if (i32.lt_u (local.get $below) (local.get $length))
     (then
       (memory.copy $alias $alias (i32.add (local.get $at) (local.get $below))
@@ -67,8 +66,7 @@
   (local $below i32)
   (local.set $below (call $below (local.get $to) (local.get $length)))
   (if (local.get $below)
-    (then
-      (memory.copy $guest $alias (i32.wrap_i64 (local.get $to)) (local.get $at) (local.get $below))))
+    (then (call $to_guest (local.get $to) (local.get $at) (local.get $below))))
   (if (i32.lt_u (local.get $below) (local.get $length))
     (then
       (memory.copy $alias $alias
@@ -118,8 +116,8 @@
   (i64.store $alias (local.get $at) (i64.const 0))
   (loop $next
     (if (i32.eqz (local.get $count)) (then (return (local.get $at))))
-    (local.set $buffer (i32.load $guest (local.get $vectors)))
-    (local.set $length (i32.load $guest offset=4 (local.get $vectors)))
+    (local.set $buffer (call $load_guest (local.get $vectors)))
+    (local.set $length (call $load_guest (i32.add (local.get $vectors) (i32.const 4))))
     (local.set $vectors (i32.add (local.get $vectors) (i32.const 8)))
     (local.set $count (i32.sub (local.get $count) (i32.const 1)))
     (br_if $next (i32.eqz (local.get $length))))
@@ -147,8 +145,8 @@
 (func $smaller (param $length i32) (param $count i32) (result i32)
   (select (local.get $count) (local.get $length) (i32.lt_u (local.get $count) (local.get $length))))
 
-;; Place an array of pointers, and the strings that they point to; return 0 if that cannot be, or if none of it is in the chain.
-;; At TABLE_END stands how many pointers there are, then how many bytes.
+;; Place an array of pointers, and the strings that they point to; return 0 if that cannot be. At TABLE_END stands how many
+;; pointers there are, then how many bytes.
 (func $place_strings (param $array i32) (param $buffer i32) (result i32)
   (local $array_end i64) (local $size i64)
   (local.set $array_end
@@ -157,11 +155,7 @@
   (local.set $size (i64.extend_i32_u (i32.load $alias offset=4 (global.get $TABLE_END))))
   (if (i32.or
         (i32.and (local.get $array) (i32.const 3))
-        (i32.and
-          (i64.le_u (local.get $array_end) (global.get $start))
-          (i64.le_u (i64.add (i64.extend_i32_u (local.get $buffer)) (local.get $size)) (global.get $start))))
-    (then (return (call $refuse (global.get $REFUSED)))))
-  (if (i32.eqz (call $accessible (i64.extend_i32_u (local.get $array)) (local.get $array_end) (i32.const 1)))
+        (i32.eqz (call $accessible (i64.extend_i32_u (local.get $array)) (local.get $array_end) (i32.const 1))))
     (then (return (call $refuse (global.get $REFUSED)))))
   (global.set $pointers (call $take (i64.sub (local.get $array_end) (i64.extend_i32_u (local.get $array)))))
   (if (i32.eqz (global.get $pointers)) (then (return (i32.const 0))))

@@ -1,7 +1,7 @@
 /* What the other headers have in common: how functions are imported and exported, what they return, who this process is.
  *
- * The same code compiles natively, for tests, where a program defines the imported functions itself. A thread plays a process then.
- */
+ * The same code compiles natively, for tests, where a program defines the imported functions itself. A thread plays a process
+ * then. */
 #ifndef SHMWASM_BASE_H
 #define SHMWASM_BASE_H
 

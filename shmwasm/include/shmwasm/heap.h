@@ -6,8 +6,8 @@
 
 SHMWASM_BEGIN
 
-/* Returns a block of at least `size` bytes, aligned to 16, whose bytes are whatever was there; null if there is no room, or if size is
- * 0. Any instance may free it. */
+/* Returns a block of at least `size` bytes, aligned to 16, whose bytes are whatever was there; null if there is no room, or if
+ * size is 0. Any instance may free it. */
 SHMWASM_IMPORT("shared_heap_malloc") void *shared_heap_malloc(size_t size);
 
 /* Frees a block; null is fine. Anything that is no live block traps. */

@@ -9,13 +9,14 @@
  *
  * Neither locking nor unlocking calls out of the guest unless somebody has to wait.
  *
- * Death. A killed holder's number stays in the word. Who waits asks after each slice (see futex.h) whether the holder still lives. If
- * it does not, one of those who ask replaces it, and is told SHMWASM_OWNER_DIED: it holds the mutex, and what the mutex protects may
- * be half changed. It repairs that, and says `shmwasm_mutex_consistent`. If it dies too before it said so, the next one is told the
- * same; if it unlocks without, nobody can lock any more: SHMWASM_NOT_RECOVERABLE. As with a robust mutex of POSIX.
+ * Death. A killed holder's number stays in the word. Who waits asks after each slice (see futex.h) whether the holder still
+ * lives. If it does not, one of those who ask replaces it, and is told SHMWASM_OWNER_DIED: it holds the mutex, and what the
+ * mutex protects may be half changed. It repairs that, and says `shmwasm_mutex_consistent`. If it dies too before it said so,
+ * the next one is told the same; if it unlocks without, nobody can lock any more: SHMWASM_NOT_RECOVERABLE. As with a robust
+ * mutex of POSIX.
  *
- * A call that is interrupted by its time limit, or traps, while it holds the mutex, leaves it locked by an instance that lives: the
- * others wait on. That instance itself can tell (`shmwasm_mutex_is_mine`), repair and unlock in its next call. */
+ * A call that is interrupted by its time limit, or traps, while it holds the mutex, leaves it locked by an instance that
+ * lives: the others wait on. That instance itself can tell (`shmwasm_mutex_is_mine`), repair and unlock in its next call. */
 #ifndef SHMWASM_MUTEX_H
 #define SHMWASM_MUTEX_H
 
@@ -31,8 +32,8 @@ typedef struct {
 /* The unlocked mutex, to initialize one with. A new one must not be in use. */
 SHMWASM_INLINE void shmwasm_mutex_init(shmwasm_mutex *mutex) { __atomic_store_n(&mutex->word, 0, __ATOMIC_SEQ_CST); }
 
-/* Replaces the word if it is as expected. Whoever locks so sees what the one that unlocked (here, or in shmwasm_mutex_unlock) wrote.
- * A process that dies before has changed nothing; after, its number says who holds the mutex. */
+/* Replaces the word if it is as expected. Whoever locks so sees what the one that unlocked (here, or in shmwasm_mutex_unlock)
+ * wrote. A process that dies before has changed nothing; after, its number says who holds the mutex. */
 SHMWASM_INLINE int shmwasm_mutex_swap(shmwasm_mutex *mutex, uint32_t expected, uint32_t desired) {
     return __atomic_compare_exchange_n(&mutex->word, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
@@ -53,8 +54,8 @@ SHMWASM_SLOW int shmwasm_mutex_inherit(shmwasm_mutex *mutex, uint32_t holder) {
     if (shared_heap_peer_alive(holder)) return 0;
     uint32_t mine = shmwasm_self() | SHMWASM_MUTEX_WAITERS | SHMWASM_MUTEX_INCONSISTENT;
     for (;;) {
-        /* The dead change nothing and numbers are not used again: with the holder in it, the word can only gain the waiters' bit, or be
-         * replaced by one heir. */
+        /* The dead change nothing and numbers are not used again: with the holder in it, the word can only gain the waiters'
+         * bit, or be replaced by one heir. */
         uint32_t word = shmwasm_mutex_word(mutex);
         if ((word & SHMWASM_PEER_MASK) != holder) return 0;
         if (shmwasm_mutex_swap(mutex, word, mine)) return 1;
@@ -64,7 +65,7 @@ SHMWASM_SLOW int shmwasm_mutex_inherit(shmwasm_mutex *mutex, uint32_t holder) {
 SHMWASM_SLOW shmwasm_status shmwasm_mutex_lock_slowly(shmwasm_mutex *mutex, int64_t timeout_ns) {
     uint32_t self = shmwasm_self();
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         uint32_t word = shmwasm_mutex_word(mutex);
         if (word == 0 && shmwasm_mutex_swap(mutex, 0, self)) return SHMWASM_OK;
         if ((word & SHMWASM_PEER_MASK) == self) return SHMWASM_DEADLOCK;
@@ -79,10 +80,12 @@ SHMWASM_SLOW shmwasm_status shmwasm_mutex_lock_slowly(shmwasm_mutex *mutex, int6
             if (shmwasm_mutex_swap(mutex, word, self | SHMWASM_MUTEX_WAITERS)) return SHMWASM_OK;
             continue;
         }
-        /* The bit is set before the wait, and the wait compares the word with it: the unlock either sees the bit and wakes, or came
-         * first, and the wait returns at once. A waiter that dies costs one wake that finds nobody; one that dies after it was woken,
-         * and before it locked, has the others sleep until their slice ends. */
-        if (!(word & SHMWASM_MUTEX_WAITERS) && !shmwasm_mutex_swap(mutex, word, word | SHMWASM_MUTEX_WAITERS)) continue;
+        /* The bit is set before the wait, and the wait compares the word with it: the unlock either sees the bit and wakes, or
+         * came first, and the wait returns at once. A waiter that dies costs one wake that finds nobody; one that dies after
+         * it was woken, and before it locked, has the others sleep until their slice ends. */
+        if (!(word & SHMWASM_MUTEX_WAITERS) && timeout_ns != 0) {
+            if (!shmwasm_mutex_swap(mutex, word, word | SHMWASM_MUTEX_WAITERS)) continue;
+        }
         shmwasm_status waited = shmwasm_patience_wait(&patience, &mutex->word, word | SHMWASM_MUTEX_WAITERS);
         if (waited == SHMWASM_OK) continue;
         if (shmwasm_mutex_inherit(mutex, holder)) return SHMWASM_OWNER_DIED;
@@ -90,14 +93,16 @@ SHMWASM_SLOW shmwasm_status shmwasm_mutex_lock_slowly(shmwasm_mutex *mutex, int6
     }
 }
 
-/* Locks, waiting for `timeout_ns` nanoseconds at most, or for ever if that is negative. With 0 it does not wait, but notices the death
- * of the holder. Returns SHMWASM_OK, SHMWASM_OWNER_DIED (locked, too), SHMWASM_TIMED_OUT, SHMWASM_NOT_RECOVERABLE, SHMWASM_DEADLOCK. */
+/* Locks, waiting for `timeout_ns` nanoseconds at most, or for ever if that is negative. With 0 it does not wait, but notices
+ * the death of the holder. Returns SHMWASM_OK, SHMWASM_OWNER_DIED (locked, too), SHMWASM_TIMED_OUT, SHMWASM_NOT_RECOVERABLE,
+ * SHMWASM_DEADLOCK. */
 SHMWASM_INLINE shmwasm_status shmwasm_mutex_timedlock(shmwasm_mutex *mutex, int64_t timeout_ns) {
     if (SHMWASM_LIKELY(shmwasm_mutex_swap(mutex, 0, shmwasm_self()))) return SHMWASM_OK;
     return shmwasm_mutex_lock_slowly(mutex, timeout_ns);
 }
 
-/* Locks, however long that takes. Returns SHMWASM_OK, SHMWASM_OWNER_DIED (locked, too), SHMWASM_NOT_RECOVERABLE, SHMWASM_DEADLOCK. */
+/* Locks, however long that takes. Returns SHMWASM_OK, SHMWASM_OWNER_DIED (locked, too), SHMWASM_NOT_RECOVERABLE,
+ * SHMWASM_DEADLOCK. */
 SHMWASM_INLINE shmwasm_status shmwasm_mutex_lock(shmwasm_mutex *mutex) { return shmwasm_mutex_timedlock(mutex, SHMWASM_FOREVER); }
 
 /* Tells whether this instance holds the mutex: an earlier call may have been interrupted while it did. */
@@ -116,8 +121,8 @@ SHMWASM_INLINE shmwasm_status shmwasm_mutex_consistent(shmwasm_mutex *mutex) {
 SHMWASM_SLOW shmwasm_status shmwasm_mutex_unlock_slowly(shmwasm_mutex *mutex) {
     if (!shmwasm_mutex_is_mine(mutex)) return SHMWASM_NOT_OWNER;
     uint32_t left = shmwasm_mutex_word(mutex) & SHMWASM_MUTEX_INCONSISTENT;
-    /* Publishes what was done under the mutex, and finds the bit of everyone who waits. Dying between this and the wake is healed by
-     * the waiters' slices. */
+    /* Publishes what was done under the mutex, and finds the bit of everyone who waits. Dying between this and the wake is
+     * healed by the waiters' slices. */
     uint32_t word = __atomic_exchange_n(&mutex->word, left, __ATOMIC_SEQ_CST);
     if (word & SHMWASM_MUTEX_WAITERS) shmwasm_futex_wake(&mutex->word, left ? SHMWASM_EVERYONE : 1);
     return SHMWASM_OK;

@@ -3,12 +3,14 @@
  *
  * Theory
  * ------
- * A ring of slots, each with a state that says which position of the queue it serves next (D. Vyukov, bounded MPMC queue, 2010). There a
- * position is claimed in a common counter, and a process that dies before it has filled its slot stops everybody for ever. Here it is
- * claimed in the slot itself, by one compare-and-swap that also writes who claims it; the common counters `tail` and `head` follow, and
- * whoever finds one behind moves it on. So what a dead process has left half done can be seen, and undone, by anyone.
+ * A ring of slots, each with a state that says which position of the queue it serves next (D. Vyukov, bounded MPMC queue,
+ * 2010). There a position is claimed in a common counter, and a process that dies before it has filled its slot stops
+ * everybody for ever. Here it is claimed in the slot itself, by one compare-and-swap that also writes who claims it; the
+ * common counters `tail` and `head` follow, and whoever finds one behind moves it on. So what a dead process has left half
+ * done can be seen, and undone, by anyone.
  *
- * The state of a slot, for the position p that it serves (modulo 2^32 in the low word), with 0, a peer number, or VOID in the high one:
+ * The state of a slot, for the position p that it serves (modulo 2^32 in the low word), with 0, a peer number, or VOID in the
+ * high one:
  *
  *   p, 0               free
  *   p, peer            that peer writes a message
@@ -17,13 +19,14 @@
  *   p + 1, peer        that peer reads the message
  *   p + capacity, 0    free, for the position of the next round
  *
- * Every change but the two that end a claim (which only its owner, or whoever knows it dead, may do) is a compare-and-swap. Positions are
- * 64 bits wide in `tail` and `head`, so they never come again; a claim is for a position that was `tail` or `head` when its state was read.
- * (A process would have to be stopped right there while exactly 2^32 messages pass, or a multiple, to claim what is not its.)
+ * Every change but the two that end a claim (which only its owner, or whoever knows it dead, may do) is a compare-and-swap.
+ * Positions are 64 bits wide in `tail` and `head`, so they never come again; a claim is for a position that was `tail` or
+ * `head` when its state was read. (A process would have to be stopped right there while exactly 2^32 messages pass, or a
+ * multiple, to claim what is not its.)
  *
- * Invariants: a slot is full, void or free for the next round only after `tail` has passed its position, and free for the next round only
- * after `head` has. So a state that belongs to neither the position nor the round before it means that `tail` or `head` was read too
- * long ago.
+ * Invariants: a slot is full, void or free for the next round only after `tail` has passed its position, and free for the next
+ * round only after `head` has. So a state that belongs to neither the position nor the round before it means that `tail` or
+ * `head` was read too long ago.
  *
  * Death
  * -----
@@ -33,9 +36,9 @@
  *                                  message, of which nobody knows whether the consumer has used it, is gone, and counted in `lost`
  *   after publishing               the message is sent, or the slot free; if it owed somebody a wake, that one's slice wakes it
  *
- * A call that is interrupted by its time limit, or traps, between claim and publishing leaves its claim to an instance that lives:
- * others wait, until that instance calls `shmwasm_queue_recover`. Functions that do not wait do not ask who lives: a program that only
- * uses these calls `shmwasm_queue_recover` when it makes no progress. */
+ * A call that is interrupted by its time limit, or traps, between claim and publishing leaves its claim to an instance that
+ * lives: others wait, until that instance calls `shmwasm_queue_recover`. Functions that do not wait do not ask who lives: a
+ * program that only uses these calls `shmwasm_queue_recover` when it makes no progress. */
 #ifndef SHMWASM_QUEUE_H
 #define SHMWASM_QUEUE_H
 
@@ -67,8 +70,8 @@ typedef struct {
 SHMWASM_ASSERT(sizeof(shmwasm_queue) == 384, "the slots begin at 384");
 SHMWASM_ASSERT(offsetof(shmwasm_queue, tail) == 128 && offsetof(shmwasm_queue, head) == 256, "two cache lines each");
 
-/* Returns the bytes that a queue needs; 0 if there can be none: `capacity` must be a power of two from 2 on, and there must be bytes to
- * send. */
+/* Returns the bytes that a queue needs; 0 if there can be none: `capacity` must be a power of two from 2 on, and there must be
+ * bytes to send. */
 SHMWASM_INLINE size_t shmwasm_queue_size(uint32_t capacity, uint32_t message_size) {
     uint64_t stride = (((uint64_t)message_size + 7) & ~(uint64_t)7) + sizeof(shmwasm_slot), size;
     if (capacity < 2 || (capacity & (capacity - 1)) != 0 || capacity > SHMWASM_QUEUE_MAXIMUM_CAPACITY) return 0;
@@ -121,22 +124,22 @@ SHMWASM_INLINE uint64_t shmwasm_queue_load(const uint64_t *place) {
     return __atomic_load_n(place, __ATOMIC_SEQ_CST); /* for `tail` and `head` a hint, for a state the first half of a swap */
 }
 
-/* Changes a state. A claim (an owner is written) publishes nothing, and keeps all others off the slot from then on: who dies before has
- * left no trace, who dies after has left its number. It pairs with the stores of shmwasm_queue_publish and _release, so that the claimer
- * sees the message, or that its place may be written over. */
+/* Changes a state. A claim (an owner is written) publishes nothing, and keeps all others off the slot from then on: who dies
+ * before has left no trace, who dies after has left its number. It pairs with the stores of shmwasm_queue_publish and
+ * _release, so that the claimer sees the message, or that its place may be written over. */
 SHMWASM_INLINE int shmwasm_queue_swap(uint64_t *state, uint64_t expected, uint64_t desired) {
     return __atomic_compare_exchange_n(state, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-/* Moves `tail` or `head` past a position, unless it is beyond it already. Whoever claimed it does, or who finds that it has not, be it
- * because it died. */
+/* Moves `tail` or `head` past a position, unless it is beyond it already. Whoever claimed it does, or who finds that it has
+ * not, be it because it died. */
 SHMWASM_INLINE void shmwasm_queue_pass(uint64_t *counter, uint64_t position) {
     (void)__atomic_compare_exchange_n(counter, &position, position + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-/* Wakes who waits for what has been made available at a position that begins at `counter`. One at a time, and another only while there is
- * something for it: a message must not wake a hundred consumers. But while the first was being woken, others may have found that
- * nobody waits; so say again that somebody may, and look again. */
+/* Wakes who waits for what has been made available at a position that begins at `counter`. One at a time, and another only
+ * while there is something for it: a message must not wake a hundred consumers. But while the first was being woken, others
+ * may have found that nobody waits; so say again that somebody may, and look again. */
 SHMWASM_SLOW void shmwasm_queue_wake(shmwasm_queue *queue, shmwasm_event *event, uint64_t *counter, uint32_t ready) {
     while (shmwasm_event_signal(event, 1) > 0) {
         (void)shmwasm_event_expect(event);
@@ -191,14 +194,14 @@ SHMWASM_INLINE void shmwasm_queue_publish(shmwasm_queue *queue, void *message) {
 /* Gives the place of the message back that `shmwasm_queue_front` returned. */
 SHMWASM_INLINE void shmwasm_queue_release(shmwasm_queue *queue, void *message) {
     shmwasm_slot *slot = (shmwasm_slot *)message - 1;
-    /* Publishes that the message was read, to the swap of the producer that claims its place. Dying before: the message is lost with
-     * its reader, and its place becomes free. Dying after: it was read. */
+    /* Publishes that the message was read, to the swap of the producer that claims its place. Dying before: the message is
+     * lost with its reader, and its place becomes free. Dying after: it was read. */
     __atomic_store_n(&slot->state, shmwasm_queue_state(shmwasm_queue_load(&slot->state) - 1 + queue->capacity, 0), __ATOMIC_SEQ_CST);
     shmwasm_queue_signal(queue, &queue->freed, &queue->tail, 0);
 }
 
-/* Returns the next message, which is the caller's until it releases it; null if there is none, or if the next one is still being written.
- */
+/* Returns the next message, which is the caller's until it releases it; null if there is none, or if the next one is still
+ * being written. */
 SHMWASM_INLINE void *shmwasm_queue_front(shmwasm_queue *queue) {
     for (;;) {
         uint64_t position = shmwasm_queue_load(&queue->head);
@@ -228,8 +231,8 @@ SHMWASM_SLOW uint32_t shmwasm_queue_recover_at(shmwasm_queue *queue, uint64_t po
     int writing = (uint32_t)state == (uint32_t)position, reading = (uint32_t)state == (uint32_t)position + 1;
     if (owner == 0 || owner == SHMWASM_QUEUE_VOID || !(writing || reading)) return 0;
     if (owner != shmwasm_self() && shared_heap_peer_alive(owner)) return 0;
-    /* It may have died before it moved the counter on. Others have the same right to end the claim as we: one swap succeeds. Dying between
-     * that and the count, or the signal: see `voided`, and futex.h. */
+    /* It may have died before it moved the counter on. Others have the same right to end the claim as we: one swap succeeds.
+     * Dying between that and the count, or the signal: see `voided`, and futex.h. */
     shmwasm_queue_pass(writing ? &queue->tail : &queue->head, position);
     uint64_t ended = writing ? shmwasm_queue_state(position + 1, SHMWASM_QUEUE_VOID) : shmwasm_queue_state(position + queue->capacity, 0);
     if (!shmwasm_queue_swap(&slot->state, state, ended)) return 0;
@@ -268,13 +271,14 @@ SHMWASM_INLINE void shmwasm_queue_close(shmwasm_queue *queue) {
 /* Tells whether the queue was closed, and nothing will come out of it any more. */
 SHMWASM_INLINE int shmwasm_queue_is_drained(shmwasm_queue *queue) {
     if (!shmwasm_queue_is_closed(queue)) return 0;
-    /* A producer claims before it looks whether the queue is closed, and we do the opposite: we see its claim, or it sends nothing. */
+    /* A producer claims before it looks whether the queue is closed, and we do the opposite: we see its claim, or it sends
+     * nothing. */
     uint64_t head = shmwasm_queue_load(&queue->head), state = shmwasm_queue_load(&shmwasm_queue_slot(queue, head)->state);
     return state == shmwasm_queue_state(head, 0) || shmwasm_queue_is_before(state, head);
 }
 
-/* Sends a copy of `message`, whose size is that of the queue's messages. Returns SHMWASM_OK, SHMWASM_AGAIN (full), SHMWASM_CLOSED,
- * SHMWASM_INVALID (another size). */
+/* Sends a copy of `message`, whose size is that of the queue's messages. Returns SHMWASM_OK, SHMWASM_AGAIN (full),
+ * SHMWASM_CLOSED, SHMWASM_INVALID (another size). */
 SHMWASM_INLINE shmwasm_status shmwasm_queue_try_push(shmwasm_queue *queue, const void *message, uint32_t size) {
     if (size != queue->message_size) return SHMWASM_INVALID;
     void *place = shmwasm_queue_claim(queue);
@@ -297,13 +301,13 @@ SHMWASM_INLINE shmwasm_status shmwasm_queue_try_pop(shmwasm_queue *queue, void *
 
 SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, const void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&queue->freed);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&queue->freed);
         shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_status waited = shmwasm_patience_wait(&patience, &queue->freed.word, ticket);
@@ -317,13 +321,13 @@ SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, cons
 
 SHMWASM_SLOW shmwasm_status shmwasm_queue_pop_slowly(shmwasm_queue *queue, void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
-    for (uint32_t spins = 0; spins < SHMWASM_SPINS; spins++) {
+    for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_spin();
     }
     for (;;) {
-        uint32_t ticket = shmwasm_event_expect(&queue->filled);
+        uint32_t ticket = timeout_ns == 0 ? 0 : shmwasm_event_expect(&queue->filled);
         shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);
         if (status != SHMWASM_AGAIN) return status;
         shmwasm_status waited = shmwasm_patience_wait(&patience, &queue->filled.word, ticket);
@@ -333,15 +337,15 @@ SHMWASM_SLOW shmwasm_status shmwasm_queue_pop_slowly(shmwasm_queue *queue, void 
     }
 }
 
-/* Sends a copy of `message`, waiting for room for `timeout_ns` nanoseconds at most, or for ever if that is negative. With 0 it does not
- * wait, but notices deaths. Returns SHMWASM_OK, SHMWASM_TIMED_OUT, SHMWASM_CLOSED, SHMWASM_INVALID. */
+/* Sends a copy of `message`, waiting for room for `timeout_ns` nanoseconds at most, or for ever if that is negative. With 0 it
+ * does not wait, but notices deaths. Returns SHMWASM_OK, SHMWASM_TIMED_OUT, SHMWASM_CLOSED, SHMWASM_INVALID. */
 SHMWASM_INLINE shmwasm_status shmwasm_queue_push(shmwasm_queue *queue, const void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
     return SHMWASM_LIKELY(status != SHMWASM_AGAIN) ? status : shmwasm_queue_push_slowly(queue, message, size, timeout_ns);
 }
 
-/* Copies the next message to `message`, waiting for it likewise. Returns SHMWASM_OK, SHMWASM_TIMED_OUT, SHMWASM_CLOSED (and empty),
- * SHMWASM_INVALID. */
+/* Copies the next message to `message`, waiting for it likewise. Returns SHMWASM_OK, SHMWASM_TIMED_OUT, SHMWASM_CLOSED (and
+ * empty), SHMWASM_INVALID. */
 SHMWASM_INLINE shmwasm_status shmwasm_queue_pop(shmwasm_queue *queue, void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);
     return SHMWASM_LIKELY(status != SHMWASM_AGAIN) ? status : shmwasm_queue_pop_slowly(queue, message, size, timeout_ns);

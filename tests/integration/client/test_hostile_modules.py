@@ -16,8 +16,7 @@ DEEP = "".join(["(block " * 800, "nop", ")" * 800])
 PARAMETERS = " ".join(["i32"] * 1000)
 
 REFUSED_AT_LOAD = {
-    "imports a memory": '(module (import "env" "memory" (memory 1)))',
-    "imports a table": '(module (import "env" "table" (table 1 funcref)))',
+    "imports a tag": '(module (import "env" "tag" (tag)))',
     "imports a global": '(module (import "env" "g" (global i32)))',
     "1001 parameters": f"(module (func (param {PARAMETERS} i32)))",
     "1001 results": f"(module (func (result {PARAMETERS} i32) unreachable))",
@@ -28,7 +27,8 @@ REFUSED_AT_SPAWN = {
     "reaches the window": '(module (memory (export "memory") 65536))',
     "one page too many": '(module (memory (export "memory") 65521))',
     "several memories": '(module (memory (export "memory") 1) (memory (export "other") 65536))',
-    "64-bit": '(module (memory (export "memory") i64 1))',
+    "64-bit and shared": '(module (memory (export "memory") i64 1 2 shared))',
+    "64-bit and larger than the window's end": '(module (memory (export "memory") i64 0x10_0001))',
     "no memory": "(module)",
     "shared": '(module (memory (export "memory") 1 65536 shared))',
     "a start function without end": "(module (func $s unreachable) (start $s))",
@@ -38,6 +38,9 @@ REFUSED_AT_SPAWN = {
 FINE = {
     "1000 parameters": f'(module (memory (export "memory") 1) (func (export "f") (param {PARAMETERS})))',
     "1000 results": f'(module (memory (export "memory") 1) (func (export "f") (result {PARAMETERS}) unreachable))',
+    "imports a memory": '(module (import "env" "memory" (memory 1)))',
+    "imports a table": '(module (import "env" "table" (table 1 funcref)) (memory (export "memory") 1))',
+    "64-bit": '(module (memory (export "memory") i64 1))',
     "deep": f'(module (memory (export "memory") 1) (func (export "f") {DEEP}))',
     "odd names": '(module (memory (export "memory") 1) '
     '(func (export "") (export "\\f0\\9f\\90\\b8") (export "a b\\0c") (export "__class__")))',

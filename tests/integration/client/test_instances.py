@@ -331,7 +331,8 @@ def test_a_module_without_memory_runs_but_cannot_be_attached(shared_runtime: Run
         (b"", None),
         ("(module (func (result i32)))", None),
         ('(module (import "env" "missing" (func)))', "env.missing"),
-        ('(module (import "env" "memory" (memory 1)))', "memory"),
+        ('(module (import "env" "number" (global i32)))', "the global env.number"),
+        ('(module (import "env" "event" (tag)))', "the tag env.event"),
         ("/does/not/exist.wasm", "exist"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -45,6 +48,35 @@ def test_a_chain_that_moves_moves_for_every_client(shared_runtime: Runtime, othe
         assert block.address == heap.start + block.offset
         heap.free(block.address)
     assert theirs.statistics().live_blocks == 0
+
+
+def test_blocks_are_allocated_and_freed_while_another_client_moves_their_heap(
+    shared_runtime: Runtime, other: Runtime, heap: SharedHeap
+) -> None:
+    theirs, body = other.open_shared_heap(heap.name), other.create_shared_heap(1 << 20)
+    done = threading.Event()
+
+    def move() -> None:
+        while not done.is_set():
+            other.chain_shared_heaps(theirs, body)
+            other.unchain_shared_heaps(theirs)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        starts, limit = set(), time.monotonic() + 20
+        for turn in itertools.count():
+            block = heap.malloc(64)
+            assert heap.usable_size(block) == 64
+            starts.add(heap.start)
+            block.free()
+            if turn > 20_000 and len(starts) > 1:
+                break
+            assert time.monotonic() < limit
+    finally:
+        done.set()
+        mover.join()
+    assert heap.statistics().live_blocks == 0
 
 
 def test_a_client_cannot_touch_the_instances_of_another(shared_runtime: Runtime, other: Runtime, echo_module: Module) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE
-from shmwasm.engine.modules import CompiledModule, compile_module
+from shmwasm.engine.compiling import CompiledModule, compile_module
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.listening import connect
 from shmwasm.posix.programs import start_program

@@ -16,14 +16,14 @@ def test_blocks_of_every_size_up_to_a_slab_do_not_overlap(new_machine):
     blocks = {slot.malloc(size): size for size in [*range(1, 600, 7), *range(600, 40000, 1111), SLAB, SLAB + 1]}
     assert 0 not in blocks
     for (address, size), (following, _) in itertools.pairwise(sorted(blocks.items())):
-        assert address + max(size, slot.usable_size(address)) <= following
+        assert address + max(size, slot.usable_size(address - machine.start)) <= following
     slot.verify()
     machine.close()
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 128, 129, 145, 1000, 4097, 32768, 32769, 70000])
-def test_block_holds_what_was_asked_for_and_wastes_at_most_an_eighth_of_large_ones(slot, size):
-    usable = slot.usable_size(slot.malloc(size))
+def test_block_holds_what_was_asked_for_and_wastes_at_most_an_eighth_of_large_ones(machine, slot, size):
+    usable = slot.usable_size(slot.malloc(size) - machine.start)
     assert usable >= size
     if 128 < size <= layout.MAXIMUM_SMALL:
         assert usable <= size * 1.125 + 16
@@ -109,7 +109,7 @@ def test_free_of_what_is_no_number_is_named(slot, address):
 
 
 def test_usable_size_of_what_is_no_live_block_is_zero(machine, slot):
-    assert [slot.usable_size(address) for address in refused_frees(machine, slot).values()] == [0] * 9
+    assert [slot.usable_size(address - machine.start) for address in refused_frees(machine, slot).values()] == [0] * 9
 
 
 def test_moved_heap_hands_out_and_takes_addresses_of_its_new_place(machine, slot):
@@ -120,10 +120,29 @@ def test_moved_heap_hands_out_and_takes_addresses_of_its_new_place(machine, slot
     slot.verify()
 
 
+def test_place_stays_right_when_the_heap_moves(machine, slot):
+    first, large = slot.malloc_place(64), slot.malloc_place(3 * SLAB, 4096)
+    offset = slot.malloc(64) - machine.start
+    slot.move(machine.start - SLAB)
+    assert slot.usable_size(first - layout.FIRST_PLACE) == slot.usable_size(offset) == 64
+    for place in (first, large, offset + layout.FIRST_PLACE):
+        slot.free_place(place)
+    assert slot.statistics().live_blocks == 0
+    with pytest.raises(InvalidFreeError, match=f"{machine.start - SLAB + offset:#x}"):
+        slot.free_place(offset + layout.FIRST_PLACE)
+    slot.verify()
+
+
+@pytest.mark.parametrize("place", [0, 16, layout.FIRST_PLACE - 16, (1 << 32) - 16])
+def test_place_outside_the_heap_is_no_block(slot, place):
+    with pytest.raises(InvalidFreeError, match="no part"):
+        slot.free_place(place)
+
+
 def test_closed_heap_refuses_every_use(slot):
     slot.close()
     slot.close()
-    for use in (lambda: slot.malloc(64), lambda: slot.free(64), slot.statistics, slot.verify, slot.trim):
+    for use in (lambda: slot.malloc(64), lambda: slot.free(64), lambda: slot.malloc_place(64), slot.verify, slot.trim):
         with pytest.raises(ClosedError, match="frames"):
             use()
 

@@ -287,7 +287,7 @@ def test_slabs_are_never_lost_wherever_a_guest_is_interrupted(fuelled_machine, s
         for block in blocks:
             _, cut = interrupted(free, block, fuel)
             going_on |= cut
-            if slot.usable_size(block):
+            if slot.usable_size(unsigned32(block) - fuelled_machine.start):
                 free(store, block)
         slot.verify()
         fuelled_machine.authority.release(slot.trim())

@@ -35,7 +35,7 @@ def history_of(new_machine):
             if address:
                 assert address not in self.live
                 assert address % alignment == 0
-                usable = process.usable_size(address)
+                usable = process.usable_size(address - self.machine.start)
                 assert usable >= size
                 self.live[address] = (usable, process.owner)
                 self.freed.discard(address)

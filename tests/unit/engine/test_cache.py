@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,15 @@ from shmwasm.engine.cache import Cache, default_directory
 from shmwasm.errors import UnsupportedError
 
 CODE = b"machine code" * 1000
+
+
+def _files(cache: Cache) -> list[Path]:
+    assert cache.directory is not None
+    return sorted(cache.directory.glob("*.cwasm"))
+
+
+def _keep(cache: Cache, key: str, code: bytes) -> None:
+    os.close(cache.keep(key, code))
 
 
 def _read(descriptor: int) -> bytes:
@@ -127,3 +141,126 @@ def test_place_is_chosen_by_the_environment(monkeypatch, tmp_path):
     assert default_directory() == tmp_path / "xdg" / "shmwasm"
     monkeypatch.setenv("SHMWASM_CACHE_DIR", str(tmp_path / "own"))
     assert default_directory() == tmp_path / "own" == Cache.default().directory
+
+
+def test_a_file_that_was_changed_is_absent_though_its_size_is_the_same(cache):
+    _keep(cache, "key", CODE)
+    (file,) = _files(cache)
+    with file.open("r+b") as damaged:
+        damaged.seek(len(CODE) // 2)
+        damaged.write(b"!")
+    assert _found(cache, "key") is None
+    _keep(cache, "key", CODE)
+    assert _found(cache, "key") == CODE
+
+
+def test_a_file_of_another_key_is_absent(cache):
+    _keep(cache, "one", CODE)
+    _keep(cache, "two", b"other")
+    (cache.directory / "one.cwasm").rename(cache.directory / "two.cwasm")
+    assert _found(cache, "two") is None
+
+
+def test_a_copy_that_keeps_times_to_the_second_is_as_good(cache, tmp_path):
+    _keep(cache, "key", CODE)
+    (file,) = _files(cache)
+    copy = Cache(tmp_path / "copy")
+    copy.directory.mkdir(mode=0o700)
+    shutil.copy(file, copy.directory / file.name)
+    (copy.directory / file.name).chmod(0o600)
+    os.utime(copy.directory / file.name, (0, int(file.stat().st_mtime)))
+    assert _found(copy, "key") == CODE
+
+
+def test_what_was_used_longest_ago_is_removed_first(tmp_path):
+    cache = Cache(tmp_path / "cache", limit=3000)
+    for key in ("a", "b", "c"):
+        _keep(cache, key, b"x" * 1000)
+        os.utime(cache.directory / f"{key}.cwasm", (ord(key), (cache.directory / f"{key}.cwasm").stat().st_mtime))
+    assert _found(cache, "a") is not None  # used just now
+    _keep(cache, "d", b"x" * 1000)
+    assert [file.stem for file in _files(cache)] == ["a", "c", "d"]
+
+
+def test_what_is_new_is_kept_though_it_alone_exceeds_the_limit(tmp_path):
+    cache = Cache(tmp_path / "cache", limit=10)
+    _keep(cache, "a", CODE)
+    _keep(cache, "b", CODE)
+    assert [file.stem for file in _files(cache)] == ["b"]
+    assert _found(cache, "b") == CODE
+
+
+def test_what_a_killed_writer_left_is_removed_only_once_it_is_old(cache, monkeypatch):
+    _keep(cache, "key", CODE)
+    left = cache.directory / ".key.cwasm.0123456789abcdef"
+    left.write_bytes(b"half")
+    _keep(cache, "other", CODE)
+    assert left.exists()
+    monkeypatch.setattr("shmwasm.engine.cache._ABANDONED", -1)
+    _keep(cache, "third", CODE)
+    assert not left.exists()
+    assert (cache.directory / "key.cwasm").exists()
+
+
+def test_only_one_makes_what_has_one_key(cache):
+    tries, entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        tries.set()
+        with cache.making("key"):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with cache.making("key"):
+        thread.start()
+        tries.wait()
+        with cache.making("another key"):
+            assert not entered.wait(0.2)
+    thread.join()
+    assert entered.is_set()
+
+
+def test_a_killed_maker_holds_up_nobody(cache):
+    program = "import sys; from pathlib import Path; from shmwasm.engine.cache import Cache\n"
+    program += "with Cache(Path(sys.argv[1])).making('key'): print('made', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(cache.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as maker:
+        assert maker.stdout.readline() == "made\n"
+        done = threading.Event()
+
+        def wait() -> None:
+            with cache.making("key"):
+                done.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not done.wait(0.1)
+        maker.kill()
+        thread.join()
+        assert done.is_set()
+
+
+def test_a_child_forked_by_the_maker_does_not_hold_the_lock(cache):
+    with cache.making("key"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with cache.making("key"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_stopped_maker_is_waited_for_no_longer_than_patience_lasts(cache, monkeypatch):
+    monkeypatch.setattr("shmwasm.engine.cache._PATIENCE", 0.05)
+    with cache.making("key"), cache.making("key"):
+        _keep(cache, "key", CODE)
+    assert _found(cache, "key") == CODE
+
+
+def test_where_nothing_can_be_written_everybody_makes_his_own(tmp_path):
+    with Cache(None).making("key"), Cache(Path("/proc/shmwasm")).making("key"), Cache(Path("/proc/shmwasm")).making("key"):
+        pass

@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
-from shmwasm.engine.host_table import fill_host_table
+from shmwasm.engine.host_table import HostTable
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant, Window
 from shmwasm.errors import ArgumentError
@@ -68,7 +68,8 @@ def guest(make_guest, request, futexes):
     """A guest, attached to one heap; `first` is the heap's first address as the guest has it."""
     made = make_guest(request.param, limit=WINDOW_END_64)
     made.window = Window(made.store, made.memory, pages=made.exports.get(seam.PAGES))
-    fill_host_table(made.store, made.exports[seam.HOST], made.window, futexes)
+    made.host_table = HostTable(made.store)
+    made.host_table.fill(made.exports[seam.HOST], made.window, futexes)
     with Segment.create(WASM_PAGE, name_for_errors="heap") as segment:
         read_only = segment.read_only_descriptor()
         grant = Grant(heap="heap", start=AppAddress(START), size=WASM_PAGE, descriptor=read_only, writable=False)
@@ -118,7 +119,7 @@ def test_what_a_futex_raises_ends_the_call(guest, futexes):
 
 def test_without_futexes_a_wait_is_a_trap(make_guest):
     guest = make_guest(MODULE_32)
-    fill_host_table(guest.store, guest.exports[seam.HOST], Window(guest.store, guest.memory), None)
+    HostTable(guest.store).fill(guest.exports[seam.HOST], Window(guest.store, guest.memory), None)
     with pytest.raises(GuestTrapError) as caught:
         guest.call("wait32", START, 0, 0)
     assert caught.value.description.code == "indirect_call_to_null"
@@ -126,17 +127,17 @@ def test_without_futexes_a_wait_is_a_trap(make_guest):
 
 def test_32_bit_memory_is_not_grown_by_the_host(make_guest, futexes):
     guest = make_guest(MODULE_32)
-    fill_host_table(guest.store, guest.exports[seam.HOST], Window(guest.store, guest.memory), futexes)
+    HostTable(guest.store).fill(guest.exports[seam.HOST], Window(guest.store, guest.memory), futexes)
     with pytest.raises(GuestTrapError) as caught:
         guest.call("grow", 1)
     assert caught.value.description.code == "indirect_call_to_null"
 
 
-def test_table_does_not_keep_its_window_and_store(make_guest, futexes):
+def test_functions_do_not_keep_what_they_serve(make_guest, futexes):
     guest = make_guest(MODULE_32)
-    window = Window(guest.store, guest.memory)
-    fill_host_table(guest.store, guest.exports[seam.HOST], window, futexes)
-    gone = weakref.ref(window)
-    del window
+    made = HostTable(guest.store)
+    made.fill(guest.exports[seam.HOST], Window(guest.store, guest.memory), futexes)
+    gone = weakref.ref(made)
+    del made
     gc.collect()
     assert gone() is None

@@ -9,15 +9,17 @@ import pytest
 import wasmtime
 
 from shmwasm.engine.cache import Cache
+from shmwasm.engine.compiling import compile_module
 from shmwasm.engine.modules import (
     FunctionType,
+    GlobalType,
     Import,
     MemoryType,
     ModuleDescription,
     OtherType,
-    compile_module,
     describe,
     deserialize,
+    kind_of,
     read_module,
 )
 from shmwasm.errors import ClosedError, ModuleError, UnsupportedError
@@ -75,7 +77,7 @@ def test_cached_code_is_used_again_under_the_same_key(engine, cache):
 @pytest.mark.parametrize("damage", [b"", b"\x7fELF", b"garbage" * 1000])
 def test_damaged_cache_files_are_made_anew(engine, cache, damage):
     compile_module(TEXT, cache, engine=engine).close()
-    (file,) = cache.directory.iterdir()
+    (file,) = cache.directory.glob("*.cwasm")
     file.write_bytes(damage)
     with compile_module(TEXT, cache, engine=engine) as module:
         assert _run(engine, module.descriptor) == 1
@@ -98,7 +100,7 @@ def test_description_tells_all_imports_and_exports_and_crosses_processes(engine)
             Import("env", "tag", OtherType("tag")),
         ),
         exports={
-            "g": OtherType("global"),
+            "g": GlobalType("i32", mutable=False),
             "m": MemoryType(1, None, is_64=True, shared=False),
             "f": FunctionType(("v128", "funcref", "externref"), ()),
         },
@@ -109,10 +111,12 @@ def test_description_tells_all_imports_and_exports_and_crosses_processes(engine)
 
 def test_imports_are_told_apart_by_kind():
     with compile_module(
-        '(module (import "a" "f" (func (param i32))) (import "a" "t" (table 1 funcref)) (import "b" "m" (memory 1)))'
+        """(module (import "a" "f" (func (param i32))) (import "a" "t" (table 1 funcref)) (import "b" "m" (memory 1))
+          (import "b" "g" (global (mut f32))) (import "b" "e" (tag)))"""
     ) as it:
         assert it.imported_functions == {("a", "f"): FunctionType(("i32",), ())}
-        assert it.other_imports == [("table", "a", "t"), ("memory", "b", "m")]
+        assert it.imported_globals == {("b", "g"): GlobalType("f32", mutable=True)}
+        assert [kind_of(one.type) for one in it.description.imports] == ["function", "table", "memory", "global", "tag"]
 
 
 @pytest.mark.parametrize("kind", ["anyref", "i31ref", "exnref", "structref", "(ref func)", "(ref null 0)", "(ref 0)"])

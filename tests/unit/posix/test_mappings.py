@@ -11,7 +11,7 @@ import pytest
 
 from shmwasm.addresses import OS_PAGE, NativeAddress
 from shmwasm.errors import ArgumentError, ClosedError
-from shmwasm.posix.mappings import is_reserved, map_anywhere, map_fixed, reserve_fixed, unmap_fixed
+from shmwasm.posix.mappings import is_reserved, map_anywhere, map_fixed, open_fixed, reserve_fixed, unmap_fixed
 from shmwasm.posix.segments import Segment
 
 SIZE = 4 * OS_PAGE
@@ -53,6 +53,21 @@ def test_unmapped_range_is_reserved_and_inaccessible(segment, room):
     assert not is_reserved(room, SIZE)
     unmap_fixed(room, SIZE)
     assert is_reserved(room, SIZE)
+
+
+def test_opened_range_holds_zeros_or_the_files_bytes(segment, room):
+    map_fixed(room, SIZE, segment.descriptor, writable=True)
+    ctypes.memset(room, 1, SIZE)
+    unmap_fixed(room, SIZE)
+    open_fixed(room, OS_PAGE)
+    assert ctypes.string_at(room, OS_PAGE) == bytes(OS_PAGE)
+    assert is_reserved(NativeAddress(room + OS_PAGE), SIZE - OS_PAGE)
+    reserve_fixed(room, SIZE, segment.descriptor, 0)
+    open_fixed(room, OS_PAGE)
+    ctypes.memset(room, 2, 1)
+    assert os.pread(segment.descriptor, 2, 0) == b"\2\1"
+    with pytest.raises(ArgumentError, match="whole pages"):
+        open_fixed(room, 1)
 
 
 def test_failed_fixed_mapping_leaves_no_gap_in_the_address_space(segment, room):

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 import pytest
 import wasmtime
 
-from shmwasm.addresses import ORIGIN_64, WINDOW_END, WINDOW_END_64
-from shmwasm.engine.aliases import Alias
-from shmwasm.engine.calls import ExportedFunction
+from shmwasm.addresses import ORIGIN_64, WINDOW_END
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.host_table import fill_host_table
+from shmwasm.engine.guests import Guest, Nest, new_store
+from shmwasm.engine.modules import describe
 from shmwasm.engine.traps import GuestTrapError
-from shmwasm.engine.windows import Grant, Window
+from shmwasm.engine.windows import Grant
 from shmwasm.posix.segments import Segment
-from shmwasm.rewrite import rewrite, seam
+from shmwasm.rewrite import rewrite
 
 
 @pytest.fixture(scope="session")
@@ -46,37 +45,25 @@ class Chain:
 
 
 class RewrittenGuest:
-    """An instance of a module that was rewritten, run as the engine does."""
+    """A module that was rewritten, in the engine."""
 
-    def __init__(self, engine, text: str, *, imports: Iterable[object] = (), futexes: object | None = None) -> None:
-        self.original = bytes(wasmtime.wat2wasm(text))
-        self.content, self.report = rewrite(self.original)
-        self.store = wasmtime.Store(engine)
-        self.store.set_epoch_deadline(1 << 40)
-        memory = self.report.heap_memory
-        self.is_64 = memory is not None and memory.is_64
-        self.store.set_limits(memory_size=WINDOW_END_64 if self.is_64 else WINDOW_END)
+    def __init__(self, engine, text: str, **options: object) -> None:
+        self.content, self.report = rewrite(bytes(wasmtime.wat2wasm(text)))
         module = wasmtime.Module(engine, self.content)
-        self.exports = wasmtime.Instance(self.store, module, list(imports)).exports(self.store)
-        self._functions: dict[str, ExportedFunction] = {}
-        if memory is not None:
-            self.alias = Alias(self.store, self.exports) if seam.ALIAS in self.exports else None
-            self.window = Window(self.store, self.exports[memory.export], pages=self.exports.get(seam.PAGES), alias=self.alias)
-            if seam.HOST in self.exports:
-                fill_host_table(self.store, self.exports[seam.HOST], self.window, futexes)
-        if seam.BEGIN in self.exports:
-            self.call(seam.BEGIN)
+        self.store = new_store(engine)
+        self.guest = Guest(
+            1, Nest(self.store, {}), module, describe(module), name="unit", **{"functions": {}, "wasi": None, **options}
+        )
+        self.window = self.guest.window
+        self.exports = self.guest._exports
 
     @property
     def origin(self) -> int:
         """How much higher the guest sees the chain than a 32-bit guest does."""
-        return ORIGIN_64 if self.is_64 else 0
+        return ORIGIN_64 if self.window.is_64 else 0
 
     def call(self, name: str, *arguments: int) -> object:
-        function = self._functions.get(name)
-        if function is None:
-            function = self._functions[name] = ExportedFunction(self.store, self.exports[name], name)
-        results = function.call(arguments)
+        results = self.guest.function(name).call(arguments)
         return results[0] if len(results) == 1 else results
 
     def trap(self, name: str, *arguments: int) -> str | None:
@@ -95,9 +82,8 @@ class RewrittenGuest:
         ctypes.memmove(self.window.base + address, content, len(content))
 
     def close(self) -> None:
-        if self.report.heap_memory is not None:
+        if self.window is not None:
             self.window.close()
-        self._functions.clear()
         self.store.close()
 
 

@@ -274,3 +274,15 @@ def test_bulk_instructions_follow_the_chain_through_attach_and_detach(make_guest
         assert guest.trap("fill", WINDOW_END - OS_PAGE, 9, 100) == "memory_out_of_bounds"
         assert guest.trap("copy", 0, WINDOW_END - OS_PAGE, 100) == "memory_out_of_bounds"
         assert guest.trap("copy", 0, 100, 100) is None
+
+
+def test_64_bit_ranges_whose_ends_wrap_are_out_of_bounds(make_guest, make_chain):
+    machine = Machine(make_guest, make_chain, "i64", HEAPS["one heap"], touching=False)
+    machine.reset()
+    start = machine.memory.regions[1].start
+    # Both ends, and the length's lower half, look as if the ranges lay in the chain and in private memory.
+    machine.run("copy", start, 1 << 32, (1 << 64) - (1 << 32) + 16)
+    machine.run("copy", 1 << 32, start, (1 << 64) - (1 << 32) + 16)
+    machine.run("copy", (1 << 64) - 8, 0, 16)
+    machine.run("fill", (1 << 64) - 8, 1, 16)
+    machine.check()

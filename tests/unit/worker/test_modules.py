@@ -3,8 +3,8 @@
 import pytest
 
 from shmwasm import errors
+from shmwasm.engine.compiling import compile_module
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.modules import compile_module
 from shmwasm.launcher.modules import CAPACITY, ModuleCache
 
 NO_DESCRIPTOR = -1

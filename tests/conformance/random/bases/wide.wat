@@ -1,0 +1,17 @@
+;; The same for a 64-bit memory, with its size.
+(module
+  (memory $m i64 2 9)
+  (data $text "a segment of some thirty bytes .")
+  (func $copy (export "copy") (param $to i64) (param $from i64) (param $size i64)
+    (memory.copy (local.get $to) (local.get $from) (local.get $size)))
+  (func $copy_16 (export "copy_16") (param $to i64) (param $from i64)
+    (memory.copy (local.get $to) (local.get $from) (i64.const 16)))
+  (func $fill (export "fill") (param $to i64) (param $value i32) (param $size i64)
+    (memory.fill (local.get $to) (local.get $value) (local.get $size)))
+  (func $init (export "init") (param $to i64) (param $from i32) (param $size i32)
+    (memory.init $text (local.get $to) (i32.and (local.get $from) (i32.const 31)) (i32.and (local.get $size) (i32.const 15))))
+  (func $drop (export "drop") (data.drop $text))
+  (func $grow (export "grow") (param $pages i64) (result i64)
+    (i64.add (memory.grow (i64.and (local.get $pages) (i64.const 3))) (memory.size)))
+  (func $notify (export "notify") (param $at i64) (result i32)
+    (memory.atomic.notify offset=8 (local.get $at) (i32.const 1))))

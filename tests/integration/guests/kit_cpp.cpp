@@ -1,0 +1,2 @@
+/* The same guest, compiled as C++17. */
+#include "kit.c"
