@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from shmwasm.protocol.messages import CreateHeap
 
-MAXIMUM_CHAIN_DESCRIPTORS = 249
-"""A chain's descriptors travel with one message: a message's most are 252, and `Fork` has three of its own."""
+MAXIMUM_CHAIN_DESCRIPTORS = 248
+"""A chain's descriptors travel with one message: a message's most are 252, and `Fork` has four of its own."""
 
 
 @dataclass(eq=False, slots=True)

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from shmwasm.control.actions import Action
     from shmwasm.control.deadlines import Deadline
 
-_ONE_DESCRIPTOR = messages.CreateHeap | messages.Spawn
-"""The messages that come with a descriptor; all others come with none."""
+_DESCRIPTORS = {messages.CreateHeap: 1, messages.Spawn: 2}
+"""How many descriptors come with a message; with all others none."""
 
 
 class Coordinator:
@@ -117,7 +117,7 @@ class Coordinator:
                 self._cut_off(peer, str(refusal))
 
     def _hear(self, peer: Peer, message: messages.ClientMessage | messages.WorkerMessage, descriptors: int) -> None:
-        if descriptors != isinstance(message, _ONE_DESCRIPTOR):
+        if descriptors != _DESCRIPTORS.get(type(message), 0):
             raise errors.ProtocolError(f"{type(message).__name__} with {descriptors} descriptors")
         if isinstance(peer, Client) and isinstance(message, messages.ClientMessage):
             self._hear_client(peer, message)

@@ -341,7 +341,7 @@ class Shell:
                 mine.append(ours)
                 theirs.append(workers)
             granted = [self._storage.descriptor(wanted) for wanted in action.descriptors]
-            descriptors = [self._received[0], *(channel.fileno() for channel in theirs), *granted]
+            descriptors = [*self._received, *(channel.fileno() for channel in theirs), *granted]
             message = messages.Fork(worker=action.worker, plan=action.plan, grants=list(action.grants))
             if not self._launcher.link.send(codec.encode(message), descriptors):
                 raise UnsupportedError("one more instance", "the launcher has too many to fork already")

@@ -3,16 +3,22 @@
 Theory
 ------
 It lies between the core, which knows the ring, and the guest, whose exports it calls: take a call, load its arguments from the
-slot's cells, call, store the results in their place, end the call, take the next. What export has which signature is known when
-the module is loaded, so each has code of its own, and a call costs what an indirect jump and a few loads cost. The host is
-entered only for what wasm cannot do: to sleep, to look at a message, and after a trap.
+slot's cells, call, store the results in their place, end the call, take the next. Which export has which type is known when the
+module is loaded, so there is code for each type; one table leads from an export's number to the code of its type, another to the
+export itself. The host is entered only for what wasm cannot do: to sleep, to look at a message, and after a trap.
+
+(Code for each export would need no second table. But all of it would be one function, and what a compiler takes for that grows
+with its square: twelve seconds for a module with a thousand exports.)
 
 A batch is one slot for many calls of one export, with arguments and results as columns.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, Protocol
 
 from shmwasm.core import layout
@@ -53,67 +59,76 @@ def cells_of(functions: Mapping[str, Signature]) -> int:
     return max((max(len(kind.parameters), len(kind.results)) for kind in functions.values()), default=0)
 
 
+@functools.cache
+def purpose() -> str:
+    """Return what a dispatcher is, for whoever keeps compiled ones: another text as soon as this version makes others."""
+    digest = hashlib.sha256()
+    for source in (__file__, layout.__file__):
+        digest.update(Path(source).read_bytes())
+    return f"dispatcher {digest.hexdigest()}"
+
+
 def dispatcher_text(functions: Mapping[str, Signature]) -> str:
     """Return the dispatcher for a module that exports these functions, in the text format."""
     kinds = [functions[name] for name in dispatched(functions)]
-    return "\n".join(["(module", *_imports(kinds), *_run(kinds), ")"])
+    numbers: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    types = [numbers.setdefault((kind.parameters, kind.results), len(numbers)) for kind in kinds]
+    lines = ["(module", "(type $serve (func (param i32 i32)))"]
+    for (parameters, results), number in numbers.items():
+        lines.append(f"(type $type{number} (func{_typed('param', parameters)}{_typed('result', results)}))")
+    lines += _imports(types)
+    lines.append(f"(table $guest funcref (elem{''.join(f' $export{number}' for number in range(len(types)))}))")
+    lines.append(f"(table $serve funcref (elem{''.join(f' $serve{number}' for number in types)}))")
+    for (parameters, results), number in numbers.items():
+        lines += _serve(number, parameters, results)
+    return "\n".join([*lines, _RUN, ")"])
 
 
-def _imports(kinds: Sequence[Signature]) -> Iterator[str]:
+_RUN: Final = f"""(func (export "{RUN}") (param $ring i32) (result i32) (local $slot i32)
+  (loop $again
+    (local.set $slot (call $next (local.get $ring)))
+    (if (i32.lt_u (local.get $slot) (i32.const {layout.RING_FIRST_SLOT})) (then (return (local.get $slot))))
+    (call_indirect $serve (type $serve) (local.get $ring) (local.get $slot) (i32.load offset={_EXPORT} (local.get $slot)))
+    (call $end (local.get $ring) (local.get $slot) (i32.const {layout.CALL_RETURNED}) (i32.const 0))
+    (br $again))
+  unreachable)"""
+
+
+def _imports(types: Sequence[int]) -> Iterator[str]:
     yield f'(import "{CORE}" "memory" (memory 0))'
     yield f'(import "{CORE}" "ring_next" (func $next (param i32) (result i32)))'
     yield f'(import "{CORE}" "ring_end" (func $end (param i32 i32 i32 i32)))'
-    for number, kind in enumerate(kinds):
-        yield f'(import "{GUEST}" "{number}" (func ${number}{_typed("param", kind.parameters)}{_typed("result", kind.results)}))'
+    for number, kind in enumerate(types):
+        yield f'(import "{GUEST}" "{number}" (func $export{number} (type $type{kind})))'
 
 
 def _typed(word: str, types: Sequence[str]) -> str:
     return f" ({word} {' '.join(types)})" if types else ""
 
 
-def _run(kinds: Sequence[Signature]) -> Iterator[str]:
-    yield f'(func (export "{RUN}") (param $ring i32) (result i32)'
-    yield "(local $slot i32) (local $at i32) (local $to i32) (local $end i32) (local $column i32)"
-    most = {kind: max((function.results.count(kind) for function in kinds), default=0) for kind in sorted(_NUMBERS)}
-    for kind, count in most.items():
-        yield "".join(f"(local ${kind}.{number} {kind})" for number in range(count))
-    yield "(loop $again"
-    yield "(local.set $slot (call $next (local.get $ring)))"
-    yield f"(if (i32.lt_u (local.get $slot) (i32.const {layout.RING_FIRST_SLOT})) (then (return (local.get $slot))))"
-    yield "(block $done"
-    for number in reversed(range(len(kinds))):
-        yield f"(block $call{number}"
-    targets = " ".join(f"$call{number}" for number in range(len(kinds)))
-    # The client gives no other numbers; the last block is as good as any for one.
-    yield f"(br_table {targets} {len(kinds)} (i32.load offset={_EXPORT} (local.get $slot)))" if kinds else ""
-    for number, kind in enumerate(kinds):
-        yield ")"
-        yield from _either(number, kind)
-        yield "(br $done)"
-    yield ")"
-    yield f"(call $end (local.get $ring) (local.get $slot) (i32.const {layout.CALL_RETURNED}) (i32.const 0))"
-    yield "(br $again)) unreachable)"
-
-
-def _either(number: int, kind: Signature) -> Iterator[str]:
-    """Give the code that makes the call in a slot, or all those of a batch."""
+def _serve(number: int, parameters: Sequence[str], results: Sequence[str]) -> Iterator[str]:
+    """Give the function that makes the call in a slot, or all those of a batch, for exports of one type."""
+    yield f"(func $serve{number} (param $ring i32) (param $slot i32)"
+    yield "(local $export i32) (local $at i32) (local $to i32) (local $end i32) (local $column i32)"
+    yield "".join(f"(local $result{index} {kind})" for index, kind in enumerate(results))
+    yield f"(local.set $export (i32.load offset={_EXPORT} (local.get $slot)))"
     yield f"(if (i32.eqz (i32.load offset={_COUNT} (local.get $slot))) (then"
-    places = [f"offset={layout.RING_SLOT_HEADER + 8 * index} (local.get $slot)" for index in range(len(kind.parameters))]
-    yield _call(number, kind, places)
-    places = [f"offset={layout.RING_SLOT_HEADER + 8 * index} (local.get $slot)" for index in range(len(kind.results))]
-    yield from _stores(kind, places)
+    most = max(len(parameters), len(results))
+    cells = [f"offset={layout.RING_SLOT_HEADER + 8 * index} (local.get $slot)" for index in range(most)]
+    yield _call(number, parameters, cells)
+    yield from _stores(results, cells)
     yield ") (else"
     yield f"(local.set $at (i32.add (local.get $ring) (i32.load offset={_ARGUMENTS} (local.get $slot))))"
     yield f"(local.set $to (i32.add (local.get $ring) (i32.load offset={_RESULTS} (local.get $slot))))"
     yield f"(local.set $column (i32.shl (i32.load offset={_COUNT} (local.get $slot)) (i32.const 3)))"
     yield "(local.set $end (i32.add (local.get $at) (local.get $column)))"
-    yield "(loop $next"
-    yield _call(number, kind, [_cell("$at", index) for index in range(len(kind.parameters))])
-    yield from _stores(kind, [_cell("$to", index) for index in range(len(kind.results))])
+    yield "(loop $next_call"
+    yield _call(number, parameters, [_cell("$at", index) for index in range(len(parameters))])
+    yield from _stores(results, [_cell("$to", index) for index in range(len(results))])
     yield f"(i32.store offset={_PROGRESS} (local.get $slot)"
     yield f" (i32.add (i32.load offset={_PROGRESS} (local.get $slot)) (i32.const 1)))"
     yield "(local.set $to (i32.add (local.get $to) (i32.const 8)))"
-    yield "(br_if $next (i32.ne (local.tee $at (i32.add (local.get $at) (i32.const 8))) (local.get $end))))))"
+    yield "(br_if $next_call (i32.ne (local.tee $at (i32.add (local.get $at) (i32.const 8))) (local.get $end)))))))"
 
 
 def _cell(base: str, column: int) -> str:
@@ -123,19 +138,14 @@ def _cell(base: str, column: int) -> str:
     return f"(i32.add (local.get {base}) (i32.mul (local.get $column) (i32.const {column})))"
 
 
-def _call(number: int, kind: Signature, places: Sequence[str]) -> str:
-    loads = " ".join(f"({value}.load {place})" for value, place in zip(kind.parameters, places, strict=True))
-    return f"(call ${number} {loads})"
+def _call(number: int, parameters: Sequence[str], places: Sequence[str]) -> str:
+    loads = " ".join(f"({kind}.load {place})" for kind, place in zip(parameters, places, strict=False))
+    return f"(call_indirect $guest (type $type{number}) {loads} (local.get $export))"
 
 
-def _stores(kind: Signature, places: Sequence[str]) -> Iterator[str]:
+def _stores(results: Sequence[str], places: Sequence[str]) -> Iterator[str]:
     """Give the code that takes the results off the stack and stores them."""
-    taken: dict[str, int] = {}
-    variables = []
-    for value in kind.results:
-        variables.append(f"${value}.{taken.get(value, 0)}")
-        taken[value] = taken.get(value, 0) + 1
-    for variable in reversed(variables):
-        yield f"(local.set {variable})"
-    for value, variable, place in zip(kind.results, variables, places, strict=True):
-        yield f"({value}.store {place} (local.get {variable}))"
+    for index in reversed(range(len(results))):
+        yield f"(local.set $result{index})"
+    for index, (kind, place) in enumerate(zip(results, places, strict=False)):
+        yield f"({kind}.store {place} (local.get $result{index}))"

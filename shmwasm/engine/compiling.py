@@ -48,6 +48,7 @@ from shmwasm.rewrite.offsets import OffsetMap
 from shmwasm.rewrite.sizes import DECLARED_PAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 _OWN_NAME: Final = b"\0\x0f\x04name\0\x08\x07" + OWN_MODULE.encode()
@@ -161,15 +162,46 @@ def compile_module(
         UnsupportedError: It cannot be rewritten, or others can write to the cache's directory.
     """
     name, content = read_module(source)
+    return _found_or_made(name, _key(content, own=own), lambda: content, cache, engine, own=own)
+
+
+def compile_companion(
+    module: CompiledModule,
+    purpose: str,
+    text: Callable[[], str],
+    cache: Cache | None = None,
+    *,
+    engine: wasmtime.Engine | None = None,
+) -> CompiledModule:
+    """Compile a part of ours that is made for a module, or find it in `cache`, where it lies beside the module.
+
+    Args:
+        module: What it is made for.
+        purpose: What it is; differs whenever the text would be another for the same module.
+        text: Gives it in the text format, if it must be compiled.
+        cache: As in `compile_module`.
+        engine: As in `compile_module`.
+
+    Raises:
+        UnsupportedError: Others can write to the cache's directory.
+    """
+    name = f"{purpose} of {module.name}"
+    key = hashlib.sha256(f"{module.key} {purpose}".encode()).hexdigest()
+    return _found_or_made(name, key, lambda: read_module(text())[1], cache, engine, own=True)
+
+
+def _found_or_made(
+    name: str, key: str, content: Callable[[], bytes], cache: Cache | None, engine: wasmtime.Engine | None, *, own: bool
+) -> CompiledModule:
+    """Return what is kept under `key`, or compile it and keep it."""
     cache = Cache(None) if cache is None else cache
-    engine = new_engine(parallel_compilation=True) if engine is None else engine
-    key = _key(content, own=own)
     found = _find(name, key, cache)
     if found is not None:
         return found
+    engine = new_engine(parallel_compilation=True) if engine is None else engine
     with cache.making(key):
         found = _find(name, key, cache)  # another process may just have made it
-        return _make(name, key, content, cache, engine, own=own) if found is None else found
+        return _make(name, key, content(), cache, engine, own=own) if found is None else found
 
 
 def _key(content: bytes, *, own: bool) -> str:

@@ -13,6 +13,8 @@ worker - coordinator   `WorkerMessage`                             `CoordinatorT
 client - worker        `CallMessage`                               `CallReply`
 =====================  ==========================================  ==================================
 
+Calls themselves pass through shared memory (see `OpenRing`); the channel beside it carries what does not fit there.
+
 A message is one msgpack packet. Descriptors travel beside it (SCM_RIGHTS); a message that takes some says in its docstring which,
 and in which order. A request carries a `request` number chosen by the sender; its answer, or a `Failed`, carries the same.
 
@@ -241,7 +243,7 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spawn(Request, frozen=True):
-    """Asks for a new instance in a new worker. Descriptor: the compiled module's artifact.
+    """Asks for a new instance in a new worker. Descriptors: the compiled module's artifact, and its dispatcher's.
 
     `chain_head` 0: attached to nothing. `quota`: bytes the worker may lease in all, 0 for no limit.
     """
@@ -430,7 +432,11 @@ CoordinatorToClient = (
 
 
 class Fork(Message, frozen=True):
-    """Forks a worker. Descriptors: artifact, the worker's control channel, the worker's call channel, then those of `grants`."""
+    """Forks a worker.
+
+    Descriptors: the module's artifact, its dispatcher's, the worker's control channel, the worker's call channel, then those of
+    `grants`.
+    """
 
     worker: int
     plan: SpawnPlan
@@ -510,12 +516,13 @@ CoordinatorToWorker = MapChain | UnmapChain | Leased | Recall | Alive | Stop
 # ---------------------------------------------------------------- client <-> worker (the call channel)
 
 
-class Call(Request, frozen=True):
-    """Calls an exported function. `timeout` in seconds; 0 for none."""
+class OpenRing(Message, frozen=True):
+    """The first message of all: where calls are made from now on.
 
-    export: str
-    arguments: list[int | float]
-    timeout: float = 0.0
+    Descriptors: the segment of the call ring (see `core/ring.h`), and three eventfds: the *doorbell*, which the client rings where
+    the ring says that the worker sleeps; the *completion*, with which the worker wakes the client's receiver; the *interrupt*,
+    which the client writes once for each call that it has marked as being interrupted.
+    """
 
 
 class HostReturn(Message, frozen=True):
@@ -527,21 +534,20 @@ class HostReturn(Message, frozen=True):
 
 
 class ShareMemory(Request, frozen=True):
-    """Asks for the guest's linear memory to be shared; served between calls and while a host function of the client runs."""
+    """Asks for the guest's linear memory to be shared; served between calls and while a host function of the client runs.
+
+    Who sends it calls attention to it in the ring; else the worker may run other calls first. Its number is that of no call.
+    """
 
 
-CallMessage = Call | HostReturn | ShareMemory
-
-
-class Return(Message, frozen=True):
-    """The call returned. Integers are signed."""
-
-    request: int
-    results: list[int | float]
+CallMessage = OpenRing | HostReturn | ShareMemory
 
 
 class Raised(Message, frozen=True):
-    """The call, or the request, failed: an error's code and facts."""
+    """The call of that number in the ring trapped, or the request failed: an error's code and facts.
+
+    For a call it is sent before the ring says that the call has ended.
+    """
 
     request: int
     code: str
@@ -549,7 +555,7 @@ class Raised(Message, frozen=True):
 
 
 class HostCall(Message, frozen=True):
-    """The guest, in the call `request`, calls the host function `index` (its place in the plan's imports) of the client."""
+    """The guest, in the ring's call `request`, calls the host function `index` (its place in the plan's imports) of the client."""
 
     request: int
     index: int
@@ -567,4 +573,4 @@ class MemoryShared(Message, frozen=True):
     capacity: int
 
 
-CallReply = Return | Raised | HostCall | MemoryShared
+CallReply = Raised | HostCall | MemoryShared
