@@ -23,6 +23,7 @@
     │   │   ├── HostFunctionError            a host function raised; the guest trapped
     │   │   └── GuestExitError               the guest ended itself through WASI, with a code other than 0
     │   ├── CallTimeoutError(TimeoutError)   the guest was interrupted at its deadline
+    │   ├── BusyError                        as many calls are under way as there is room for; the caller would not wait
     │   └── WorkerLostError                  the worker process is gone
     └── CoordinatorError
         ├── CoordinatorLostError             the coordinator is gone
@@ -260,6 +261,16 @@ class CallTimeoutError(InstanceError, TimeoutError):
 
     def __str__(self) -> str:
         return f"instance {self.instance} did not return from {self.export!r} within {self.timeout} s"
+
+
+@dataclass(eq=False)
+class BusyError(InstanceError):
+    """The call was not made: `room` calls are under way already, and no more find room."""
+
+    room: int
+
+    def __str__(self) -> str:
+        return f"instance {self.instance} has {self.room} calls under way, and room for no more"
 
 
 @dataclass(eq=False)

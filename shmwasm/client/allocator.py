@@ -1,6 +1,6 @@
 """The client's own engine: it compiles modules, and runs this process's instance of the allocator's core.
 
-Both are made at their first use: a client that only spawns instances needs no core.
+Both are made at their first use: the core knows the managed heaps and the call rings of instances.
 
 The coordinator's answer to a refused lease says why; it is kept for each heap, as the error that follows must tell the user.
 """
@@ -16,9 +16,9 @@ import wasmtime
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress
-from shmwasm.core import CORE_MODULE, Core, HeapSlot
+from shmwasm.core import CORE_MODULE, Core, HeapSlot, dispatching
 from shmwasm.engine.cache import Cache
-from shmwasm.engine.compiling import CompiledModule, compile_module
+from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import Source, deserialize
@@ -61,9 +61,19 @@ class ClientAllocator:
         """Compile a module, or take it from the cache; raises what `compile_module` raises."""
         return compile_module(source, self._cache, engine=self._require_engine())
 
+    def compile_dispatcher(self, module: CompiledModule) -> CompiledModule:
+        """Compile what runs the calls of a module's instances, or take it from the cache."""
+        return compile_companion(
+            module,
+            dispatching.purpose(),
+            lambda: dispatching.dispatcher_text(module.functions),
+            self._cache,
+            engine=self._require_engine(),
+        )
+
     def open_heap(self, description: messages.HeapDescription, metadata: int, metadata_size: int) -> HeapSlot:
         """Open a managed heap in this process's core; the descriptor stays the caller's."""
-        slot = self._require_core().open_heap(metadata, metadata_size, start=AppAddress(description.start), name=description.name)
+        slot = self.core().open_heap(metadata, metadata_size, start=AppAddress(description.start), name=description.name)
         self._heaps[slot] = description.heap
         return slot
 
@@ -105,13 +115,22 @@ class ClientAllocator:
         """Never called: `SharedHeap.free` scrubs before it frees."""
         raise AssertionError(f"the client's core has no guest, yet scrubs {size} bytes at {address:#x}")
 
+    def wake(self, slot: int) -> None:
+        """Never called: calls end in the worker's core."""
+        raise AssertionError(f"the client's core ends no call, yet wakes who waits at {slot:#x}")
+
+    def absorb(self) -> None:
+        """Never called, likewise."""
+        raise AssertionError("the client's core ends no call, yet waits for a tick")
+
     def _require_engine(self) -> wasmtime.Engine:
         with self._lock:
             if self._engine is None:
                 self._engine = new_engine(parallel_compilation=True)
             return self._engine
 
-    def _require_core(self) -> Core:
+    def core(self) -> Core:
+        """Return this process's core."""
         engine = self._require_engine()
         with self._lock:
             if self._core is None:

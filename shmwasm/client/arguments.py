@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
 from shmwasm import errors
 from shmwasm.client.blocks import Block
-from shmwasm.client.calls import Number
-from shmwasm.engine.numbers import fits, number_of
+from shmwasm.client.side_channel import Number
+from shmwasm.engine.numbers import BITS, fits, number_of
 
 if TYPE_CHECKING:
     from shmwasm.client.instances import Instance
@@ -28,6 +29,7 @@ def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], l
         if one not in {"i32", "i64", "f32", "f64"}:
             raise errors.UnsupportedError(f"calling {export!r} from Python", f"it takes or returns a value of type {one}")
     parameters = kind.parameters
+    # All integers become unsigned.
 
     def convert(arguments: Sequence[Value]) -> list[Number]:
         if len(arguments) != len(parameters):
@@ -58,4 +60,6 @@ def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
         ) from failure
     if not fits(parameter, value):
         raise errors.ArgumentError(f"argument {place} of {export!r} is {errors.shown(value)}, which is no {parameter}")
-    return value
+    if isinstance(value, int):
+        return value & ((1 << BITS[parameter]) - 1)
+    return ctypes.c_float(value).value if parameter == "f32" else value

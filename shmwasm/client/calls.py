@@ -1,272 +1,610 @@
-"""How calls reach an instance: the interface, and the path through a socket.
+"""How calls reach an instance: through a ring in shared memory, and a socket for what is seldom.
 
-An instance runs one call at a time, in the order in which they were started. A `CallPath` promises that each call's `ended` is
-called exactly once, with results or with an error, in the receiver thread; which bytes travel how is its own affair.
+Theory
+------
+An instance runs one call at a time, in the order in which they were submitted. There are two kinds of calls. One that somebody waits
+for is made by a function that `ClientRing` makes: with a worker that polls it is over after one look into the core, and no thread or
+lock was involved; if not, the caller waits here, first looking, then asleep on the call's slot. An *asynchronous* one is collected by
+the receiver thread, and its `ended` is called there. Either kind ends exactly once, with what the ring says if it ended there, or with
+the worker's end.
 
-Locking: a call gets its number, its place among those under way and its place on the wire under one lock, so that the three
-agree. Nobody waits for room in the socket while holding it, or at all: what does not fit waits here (`_send_unsent`). Calls are
-ended outside of it, as their futures' callbacks may start more.
+Running calls are ended early by the receiver thread only, as it gets no signals: between a call's new state and the interrupt that
+it announces nothing may come.
+
+Locking
+-------
+`_lock` guards what is under way: an asynchronous call is submitted and noted down under it, so that its end finds it. Nobody waits
+for room in the ring while holding it. Calls are ended outside of it, as their callbacks may start more. A thread that sleeps on a
+slot is noted in `_sleepers` before it looks whether the path is closed, and whoever closes it says so before looking at
+`_sleepers`: so the ring stays where it is while somebody sleeps on it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import os
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, Literal, NamedTuple
 
 from shmwasm import errors
-from shmwasm.client.connection import Receiver, close_descriptors, error_of
+from shmwasm.addresses import NativeAddress
+from shmwasm.client.clocks import Clock
+from shmwasm.client.connection import Receiver
+from shmwasm.client.side_channel import HostFunction, MemoryAnswered, Number, SideChannel
+from shmwasm.client.spinning import pollers
+from shmwasm.core import layout
+from shmwasm.core.allocator import Core
+from shmwasm.core.dispatching import Signature, cells_of, dispatched
+from shmwasm.core.requests import EndedCall, Request, results_format
+from shmwasm.core.rings import ClientRing
+from shmwasm.posix import futexes
 from shmwasm.posix.channels import Channel
-from shmwasm.protocol import codec, messages
+from shmwasm.protocol import messages
 
-Number = int | float
-Ended = Callable[[list[Number] | None, BaseException | None], None]
-HostFunction = Callable[[int, list[Number]], list[Number]]
+Ended = Callable[[Any, BaseException | None], None]
+WhenFull = Literal["wait", "queue", "raise"]
 
 GRACE = 5.0
 """Seconds that a worker gets to come back by itself after a call's time limit."""
 
+LOOKS = 500
+"""How often a waiting thread looks in one go; other threads may run in between."""
 
-class CallPath(Protocol):
-    """How calls reach one instance."""
+MOST_ROUNDS = 64
+"""How often it does so at most before it sleeps: about twice as long as it takes to wake a worker."""
 
-    def start(self, export: str, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
-        """Start a call; `timeout` 0 means none."""
+LONGEST_SLEEP = 0.1
+"""Seconds that it sleeps in one go: a worker that died between a look and the sleep wakes nobody."""
 
-    def share_memory(self, ended: Callable[[messages.MemoryShared | None, list[int], BaseException | None], None]) -> None:
-        """Ask for the guest's linear memory."""
+ROOM_STEP = 0.001
+"""Seconds after which whoever waits for room in the ring looks again: not everybody who makes room says so."""
 
-    def wait_sent(self) -> None:
-        """Wait until all that was started has reached the worker, or will not any more."""
+CLOSING_PATIENCE = 1.0
+"""Seconds that calls which have ended get to take their results before their ring is gone."""
 
-    def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
-        """Fail all that is under way: the worker is gone. `build` makes the error, given the export that was running."""
-
-    def close(self) -> None:
-        """Release what the path holds."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A request under way: a call (`export` is set) or a look at the memory."""
-
-    export: str | None
-    timeout: float
-    ended: Callable[..., None]
-    began: float = field(default_factory=time.monotonic)
+_NS = 1_000_000_000
+_SEQUENCES = 1 << 32
+_RUNS = frozenset({layout.CALL_RUNNING, layout.CALL_INTERRUPTING})
+_HAS_ENDED = frozenset({layout.CALL_EMPTY, layout.CALL_ENDED})
 
 
-class SocketCallPath:
-    """Calls through the worker's call channel, a packet each way.
+class Target(NamedTuple):
+    """A function of the worker that can be called. Made by `RingCallPath.target`."""
+
+    name: str
+    number: int
+    kind: Signature
+    unpack: Callable[[bytes], tuple[Number, ...]]
+
+
+class Call:
+    """An asynchronous call.
+
+    Args:
+        target: What is called.
+        arguments: Numbers in the ranges of their types, integers all unsigned or all signed.
+        timeout: Seconds that it may run; 0 for no limit.
+        ended: Called once, with a list of results, or with None and an error.
+    """
+
+    __slots__ = ("_arguments", "clock", "done", "ended", "sequence", "target")
+
+    def __init__(self, target: Target, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
+        self.target = target
+        self._arguments = arguments
+        self.clock = Clock(timeout, GRACE) if timeout else None
+        self.ended = ended
+        self.sequence: int | None = None
+        """Its number in the ring; None while it waits for room there."""
+        self.done = False
+        """Whether it is not under way any more."""
+
+    def request(self, ring: ClientRing) -> Request:
+        """Return what to submit."""
+        request = ring.request(self.target.number, self.target.kind)
+        packed = request.pack(self._arguments)
+        assert packed, "numbers were converted wrongly"
+        return request
+
+    def results(self, one: EndedCall) -> Any:
+        """Return what `ended` is told."""
+        return list(self.target.unpack(one.cells)) if one.status == layout.CALL_RETURNED else None
+
+
+class BatchCall(Call):
+    """Many calls of one function, whose arguments and results are columns in the ring's batch buffers.
+
+    `ended` is called with how many of them returned, and the error that ended the rest, if any.
+
+    Args:
+        target: What is called.
+        count: How many calls.
+        arguments: Where the columns of arguments start in the batch buffers.
+        results: Where those of the results start.
+        timeout: Seconds that all of them may run; 0 for no limit.
+        ended: See above.
+    """
+
+    __slots__ = ("_place",)
+
+    def __init__(self, target: Target, count: int, arguments: int, results: int, timeout: float, ended: Ended) -> None:  # noqa: PLR0917
+        super().__init__(target, (), timeout, ended)
+        self._place = count, arguments, results
+
+    def request(self, ring: ClientRing) -> Request:
+        """Return what to submit."""
+        return ring.batch_request(self.target.number, *self._place)
+
+    def results(self, one: EndedCall) -> Any:
+        """Return what `ended` is told."""
+        return one.progress
+
+
+class RingCallPath:
+    """Calls through a ring.
 
     Args:
         instance: The instance's number, for errors.
-        channel: The client's end.
-        receiver: The thread that reads it.
+        core: This process's core.
+        functions: The types of the module's exported functions.
+        channel: The client's end of the call channel.
+        receiver: The thread that collects.
         host_function: Runs the client's host function of that index; called in a thread of its own.
         kill: Called when the worker does not come back from a call within its time limit and `GRACE`, or cannot be understood.
+        translate: Called with each error that the worker sent.
+
+    Attributes:
+        when_ended: Called in the receiver thread for each asynchronous call that has ended, with the times (`time.monotonic_ns`)
+            at which it was submitted and found to have ended.
     """
 
     def __init__(
-        self, instance: int, channel: Channel, receiver: Receiver, host_function: HostFunction, kill: Callable[[], None]
+        self,
+        instance: int,
+        *,
+        core: Core,
+        functions: Mapping[str, Signature],
+        channel: Channel,
+        receiver: Receiver,
+        host_function: HostFunction,
+        kill: Callable[[], None],
+        translate: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
         self._instance = instance
-        self._channel = channel
+        self._functions = functions
+        self._names = dispatched(functions)
         self._receiver = receiver
-        self._host_function = host_function
         self._kill = kill
-        self._numbers = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-        self._unsent: deque[tuple[int, bytes]] = deque()
+        self._translate = translate
         self._lock = threading.Lock()
-        self._sent = threading.Condition(self._lock)
-        self._timed_out: _Pending | None = None
+        self._room = threading.Condition(self._lock)
+        self._pending: dict[int, Call] = {}
+        self._timed: deque[Call] = deque()
+        self._unsent: deque[Call] = deque()
+        self._overdue: deque[int] = deque()
+        self._sleepers: dict[object, NativeAddress] = {}
+        self._rounds = 0
         self._lost: Callable[[str | None], errors.ShmwasmError] | None = None
-        receiver.add(self)
-
-    def start(self, export: str, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
-        """Start a call (see `CallPath`)."""
-        self._request(
-            _Pending(export, timeout, ended),
-            lambda number: messages.Call(request=number, export=export, arguments=list(arguments), timeout=timeout),
-        )
-        if timeout:
-            self._receiver.wake()
-
-    def share_memory(self, ended: Callable[[messages.MemoryShared | None, list[int], BaseException | None], None]) -> None:
-        """Ask for the guest's linear memory (see `CallPath`)."""
-
-        def adapt(message: messages.MemoryShared | None, error: BaseException | None, descriptors: Sequence[int] = ()) -> None:
-            ended(message, list(descriptors), error)
-
-        self._request(_Pending(None, 0.0, adapt), lambda number: messages.ShareMemory(request=number))
-
-    def wait_sent(self) -> None:
-        """Wait until nothing is kept here (see `CallPath`)."""
-        with self._lock:
-            self._sent.wait_for(lambda: not self._unsent)
-
-    def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
-        """Fail all that is under way (see `CallPath`), but for what the worker answered before it went."""
-        with contextlib.suppress(TimeoutError):
-            while self._read():
-                pass
-        with self._lock:
-            self._lost = build
-            pending, self._pending = list(self._pending.values()), {}
-            self._unsent.clear()
-            self._sent.notify_all()
-        running = next((one.export for one in pending if one.export is not None), None)
-        for one in pending:
-            if one is self._timed_out and one.export is not None:
-                one.ended(None, errors.CallTimeoutError(self._instance, one.export, one.timeout))
-            else:
-                one.ended(None, build(running))
-
-    def close(self) -> None:
-        """Release the channel."""
-        self._receiver.remove(self)
-        self._channel.close()
-
-    def fileno(self) -> int:
-        """Return the channel's descriptor."""
-        return self._channel.fileno()
-
-    def handle_readable(self) -> bool:
-        """Read one packet. At the channel's end the worker is gone or going: the coordinator will say how."""
+        self._running: str | None = None
+        self._closed = False
+        self.when_ended: Callable[[int, int], None] | None = None
+        self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
+        self._ring.left_running = self._end_soon
+        self._events: list[int] = []
         try:
-            return self._read()
-        except TimeoutError:
-            return True  # `lose` read it
+            # Doorbell and completion are looked at before they are read, but the interrupt has a thread that waits for it.
+            for flags in (os.EFD_NONBLOCK, os.EFD_NONBLOCK, 0):
+                self._events.append(os.eventfd(0, os.EFD_CLOEXEC | flags))
+        except OSError:
+            self._release()
+            raise
+        self._doorbell, self._completion, self._interrupt = self._events
+        self._side = SideChannel(channel, receiver, host_function, kill)
+        self._ring.ask()
+        receiver.add(self)
+        self._side.open(messages.OpenRing(), [self._ring.descriptor, *self._events])
 
-    def _read(self) -> bool:
-        """Handle the next packet; return whether there may be more.
+    @property
+    def calls(self) -> int:
+        """How many calls were submitted so far, modulo 2**32."""
+        return self._ring.submitted
+
+    def target(self, name: str) -> Target:
+        """Return an exported function whose values are numbers."""
+        kind = self._functions[name]
+        return Target(name, self._names.index(name), kind, struct.Struct("<" + results_format(kind)).unpack_from)
+
+    def function(self, target: Target, convert: Callable[[Sequence[Any]], Sequence[Number]]) -> Callable[..., object]:
+        """Return the function that calls `target` and waits for its end (see `ClientRing.call_function`)."""
+
+        def finish(request: Request | None, answer: int) -> object:
+            return self._settle(target, request, answer, None)
+
+        # Each may have to be interrupted: by Ctrl-C.
+        return self._ring.call_function(target.number, target.kind, convert, finish, flags=layout.CALL_TIMED)
+
+    def call(self, target: Target, arguments: Sequence[Number], timeout: float) -> object:
+        """Call `target` and wait for its end, for numbers as `Call` takes them; `timeout` is not 0."""
+        try:
+            request = self._ring.request(target.number, target.kind)
+        except errors.ClosedError:
+            raise self._refusal() from None
+        try:
+            packed = request.pack(arguments)
+            assert packed, "numbers were converted wrongly"
+            answer = self._ring.submit(request, layout.CALL_TIMED)
+            return self._settle(target, request, answer, Clock(timeout, GRACE))
+        except BaseException:
+            self._ring.withdraw(request)
+            raise
+        finally:
+            self._ring.give(request)
+
+    def start(self, call: Call, when_full: WhenFull = "queue") -> None:
+        """Start an asynchronous call. Where the ring is full, it waits for room there, or here, or raises.
 
         Raises:
-            TimeoutError: There is none now.
+            BusyError: The ring is full, and `when_full` is "raise".
         """
-        received: list[int] = []
-        try:
-            packet = self._channel.receive(timeout=0)
-            if packet is None:
+        while True:
+            with self._lock:
+                refused = self._refusal() if self._lost or self._closed else None
+                if refused is not None or (not self._unsent and self._submit(call)):
+                    break
+                if when_full == "raise":
+                    raise errors.BusyError(self._instance, layout.RING_SLOTS)
+                if when_full == "queue":
+                    self._unsent.append(call)
+                    break
+                self._room.wait(ROOM_STEP)
+        if refused is not None:
+            call.ended(None, refused)
+        elif call.clock is not None or call.sequence is None:
+            self._receiver.mind(self, time.monotonic() + (ROOM_STEP if call.clock is None else call.clock.limit / 8))
+
+    def cancel(self, call: Call) -> bool:
+        """Cancel a call unless it has begun; return whether it will not begin."""
+        with self._lock:
+            if call.sequence is None:
+                with contextlib.suppress(ValueError):
+                    self._unsent.remove(call)
+                    self._room.notify_all()
+                    return True
                 return False
-            payload, received = packet
-            message = codec.call_replies.decode(payload)
-        except errors.ClosedError:
-            return False
-        except errors.ShmwasmError:
-            close_descriptors(received)
-            self._kill()
-            return False
-        if not isinstance(message, messages.MemoryShared):
-            close_descriptors(received)
-        match message:
-            case messages.Return(request=request, results=results):
-                self._end(request, results, None)
-            case messages.Raised(request=request, code=code, facts=facts):
-                self._end(request, None, error_of(code, facts))
-            case messages.MemoryShared(request=request):
-                self._end(request, message, None, received)
-            case messages.HostCall():
-                threading.Thread(
-                    target=self._run_host_function, args=(message,), daemon=True, name="shmwasm-host-function"
-                ).start()
+        return self._ring.end_early(call.sequence, only_waiting=True) == layout.CALL_CANCELLED
+
+    def withdraw(self, call: Call) -> None:
+        """Cancel a call, or interrupt it."""
+        if not self.cancel(call) and call.sequence is not None and not call.done:
+            self._end_soon(call.sequence)
+
+    def is_running(self, call: Call) -> bool:
+        """Return whether the worker has taken a call that has not ended."""
+        return call.sequence is not None and not call.done and self._ring.state(call.sequence) in _RUNS
+
+    def share_memory(self, answered: MemoryAnswered) -> None:
+        """Ask for the guest's linear memory; it comes when the instance is between calls, or waits for a host function."""
+        self._side.share_memory(answered)
+        self._ring.call_attention()
+
+    def wait_sent(self) -> None:
+        """Wait until all that was started has reached the ring, or will not any more."""
+        with self._lock:
+            self._room.wait_for(lambda: not self._unsent)
+
+    def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
+        """Fail all that is under way, but for what ended before: the worker is gone.
+
+        Args:
+            build: Makes the error, given the export that was running.
+        """
+        self._side.drain()
+        self._collect()
+        with self._lock:
+            if self._lost is not None or self._closed:
+                return
+            running = self._ring.running()
+            self._running = None if running is None else self._names[running.export]
+            self._lost = build
+            calls = self._take_all()
+        self._side.lose(build(self._running))
+        self._wake_sleepers()
+        for call in calls:
+            call.ended(None, self._fate(call.target, call.clock))
+
+    def close(self) -> None:
+        """Release what the path holds; calls that are under way and have not ended fail. Twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._side.close()
+        self._ring.call_attention()  # a worker that lives sees that it is not wanted any more
+        try:
+            self._wait_for_sleepers()
+        finally:
+            self._collect()
+            self._side.lose(self._refusal())
+            with self._lock:
+                calls = self._take_all()
+            pollers.forget(self._ring)
+            self._receiver.remove(self)
+            with self._lock:
+                self._release()
+            for call in calls:
+                call.ended(None, self._refusal())
+
+    def abandon(self, reason: str) -> None:
+        """Take the path away from a forked child, whose parent still uses it."""
+        if not self._closed:
+            self._closed = True
+            self._lock = threading.Lock()  # another thread may have held it
+            self._side.abandon()
+            self._ring.abandon(reason)
+            self._close_events()
+
+    # ------------------------------------------------------------ the receiver's side (see `Receiving`)
+
+    def fileno(self) -> int:
+        """Return the descriptor that says that an asynchronous call has ended."""
+        return self._completion
+
+    def handle_readable(self) -> bool:
+        """Collect what has ended, and ask to be told of the next."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._closed:
+                return False
+            os.eventfd_read(self._completion)
+        self._collect()
+        self._ring.ask()
+        while self._collect():
+            pass
         return True
 
     def next_deadline(self) -> float | None:
-        """Return when the running call will be overdue."""
-        running = self._running()
-        if running is None or not running.timeout or running is self._timed_out:
-            return None
-        return running.began + running.timeout + GRACE
+        """Return when to look at a timed call, or at what waits for room; now if a call must be ended early."""
+        now = time.monotonic()
+        with self._lock:
+            if self._overdue:
+                return now
+            while self._timed and self._timed[0].done:
+                self._timed.popleft()
+            deadlines = [now + ROOM_STEP] if self._unsent else []
+            # The worker runs them in this order: only the first may be late.
+            first = self._timed[0] if self._timed else None
+        if first is not None and first.clock is not None and first.sequence is not None:
+            due = first.clock.look(now, has_begun=self._has_begun(first.sequence))
+            deadlines += [] if due is None else [due]
+        return min(deadlines, default=None)
 
     def handle_deadline(self) -> None:
-        """The worker did not come back."""
-        self._timed_out = self._running()
-        self._kill()
+        """End calls early whose time has passed, or the worker."""
+        while self._overdue:
+            self._end_early(self._overdue.popleft())
+        with self._lock:
+            self._send_unsent()
+            first = self._timed[0] if self._timed else None
+        if first is not None and not first.done and first.clock is not None and first.sequence is not None:
+            self._enforce(first.clock, first.sequence, self._end_early)
 
     def fail(self) -> None:
-        """End the worker: what waits for it fails once the coordinator says that it is gone (see `Receiving`)."""
+        """End the worker: what waits for it fails once the coordinator says that it is gone."""
         self._kill()
 
-    def _running(self) -> _Pending | None:
-        with self._lock:
-            return next(iter(self._pending.values()), None)
+    # ------------------------------------------------------------
 
-    def _request(self, pending: _Pending, build: Callable[[int], messages.Request]) -> None:
-        failed: list[tuple[_Pending, errors.ShmwasmError]] = []
-        with self._lock:
-            if self._lost is None:
-                number = next(self._numbers)
-                packet = codec.encode(build(number))
-                self._pending[number] = pending
-                self._unsent.append((number, packet))
-                failed = self._send_unsent()
-            else:
-                failed = [(pending, self._lost(None))]
-        for one, error in failed:
-            one.ended(None, error)
+    def _submit(self, call: Call) -> bool:
+        """Submit a call and note it down; return whether there was room. The lock is held."""
+        request = call.request(self._ring)
+        try:
+            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS | layout.CALL_TIMED, time.monotonic_ns())
+            if answer == layout.RING_FULL:
+                return False
+            call.sequence = request.sequence
+            self._pending[call.sequence] = call
+            if call.clock is not None:
+                self._timed.append(call)
+        finally:
+            self._ring.give(request)
+        if answer & layout.RING_DOORBELL:
+            self._wake_worker()
+        return True
 
-    def _send_unsent(self) -> list[tuple[_Pending, errors.ShmwasmError]]:
-        """Send what there is room for; return what cannot be sent, and why. The lock is held.
-
-        The rest is tried again after the next answer. There is one to come: what fills the socket is requests without an answer,
-        or the result of a host function, which such a request waits for.
-        """
-        failed = []
-        while self._unsent:
-            number, packet = self._unsent[0]
-            try:
-                if not self._channel.try_send(packet):
-                    break
-            except errors.ClosedError:
-                # The worker is gone; `lose` ends all requests as soon as the coordinator has said how.
-                self._unsent.clear()
-                break
-            except errors.ShmwasmError as error:
-                failed.append((self._pending.pop(number), error))
+    def _send_unsent(self) -> None:
+        """Submit what there is room for. The lock is held."""
+        while self._unsent and self._submit(self._unsent[0]):
             self._unsent.popleft()
-        return failed
+        self._room.notify_all()
 
-    def _end(
-        self,
-        request: int,
-        result: list[Number] | messages.MemoryShared | None,
-        error: BaseException | None,
-        received: Sequence[int] = (),
-    ) -> None:
+    def _take_all(self) -> list[Call]:
+        """Take all calls that are under way. The lock is held."""
+        calls = [*self._pending.values(), *self._unsent]
+        self._pending.clear()
+        self._unsent.clear()
+        self._timed.clear()
+        self._room.notify_all()
+        for call in calls:
+            call.done = True
+        return calls
+
+    def _wake_worker(self) -> None:
+        """Wake a worker that sleeps. The lock is held, so that the path is not closed."""
+        if not self._closed:
+            os.eventfd_write(self._doorbell, 1)
+            self._rounds = MOST_ROUNDS if pollers.woke(self._ring) else 0
+
+    def _collect(self) -> bool:
+        """End the asynchronous calls that have ended in the ring; return whether there were any."""
+        found = self._ring.collect()
+        if not found:
+            return False
+        # In the order in which they were submitted, all of them less than a round of the ring apart.
+        earliest = found[0].sequence - layout.RING_SLOTS
+        found.sort(key=lambda one: (one.sequence - earliest) % _SEQUENCES)
         with self._lock:
-            pending = self._pending.pop(request, None)
-            following = next(iter(self._pending.values()), None)
-            if following is not None:
-                following.began = time.monotonic()
-            failed = []
-            if self._unsent:
-                failed = self._send_unsent()
-                self._sent.notify_all()
-        for one, failure in failed:
-            one.ended(None, failure)
-        if pending is None:
-            close_descriptors(received)
-        elif pending.export is None:
-            pending.ended(result, error, received)
-        else:
-            pending.ended(result, error)
+            ended = [(self._pending.pop(one.sequence, None), one) for one in found]
+            for call, _ in ended:
+                if call is not None:
+                    call.done = True
+            if not self._lost and not self._closed:
+                self._send_unsent()
+        for call, one in ended:
+            if call is not None:
+                self._end(call, one)
+            elif one.status == layout.CALL_TRAPPED:  # a call that somebody has left
+                self._side.take_facts(one.sequence)
+        return True
 
-    def _run_host_function(self, message: messages.HostCall) -> None:
+    def _end(self, call: Call, one: EndedCall) -> None:
+        if self.when_ended is not None:
+            self.when_ended(one.when, time.monotonic_ns())
+        if one.status == layout.CALL_RETURNED:
+            call.ended(call.results(one), None)
+        elif one.status == layout.CALL_TRAPPED:
+            call.ended(call.results(one), self._translated(self._side.take_facts(one.sequence)))
+        else:
+            call.ended(call.results(one), self._stopped(call.target, call.clock))
+
+    def _settle(self, target: Target, request: Request | None, answer: int, clock: Clock | None) -> object:
+        """Wait for a call that was to be submitted with that answer; return its results, or raise."""
+        if request is None:
+            raise self._refusal()
+        if answer == layout.RING_FULL:
+            answer = self._submit_when_there_is_room(request)
+        if answer & layout.RING_DOORBELL:
+            with self._lock:
+                self._wake_worker()
+            answer = layout.RING_PENDING
+        if answer == layout.RING_PENDING:
+            answer = self._wait(request, clock)
+        if answer == layout.RING_DONE:
+            results = request.results()
+            return results[0] if len(results) == 1 else list(results) or None
+        if answer != layout.RING_FAILED:
+            raise self._fate(target, clock)
+        if request.status == layout.CALL_TRAPPED:
+            raise self._translated(self._side.await_facts(request.sequence))
+        raise self._stopped(target, clock)
+
+    def _submit_when_there_is_room(self, request: Request) -> int:
+        while True:
+            with self._lock:
+                answer = layout.RING_LOST if self._lost else self._ring.submit(request, layout.CALL_TIMED)
+                if answer != layout.RING_FULL:
+                    return answer
+                self._room.wait(ROOM_STEP)
+
+    def _wait(self, request: Request, clock: Clock | None) -> int:
+        """Wait until a call has ended, or will not any more; return what the core answers then."""
+        for _ in range(self._rounds):
+            answer = self._ring.wait(request, LOOKS)
+            if answer != layout.RING_PENDING:
+                self._rounds = min(2 * self._rounds, MOST_ROUNDS)
+                return answer
+            os.sched_yield()
+        self._rounds = (self._rounds + 1) // 2  # never back to none, as calls may be shorter again
+        token = object()
         try:
-            reply = messages.HostReturn(results=self._host_function(message.index, message.arguments))
-        except errors.HostFunctionError as error:
-            code, facts = errors.to_wire(error)
-            reply = messages.HostReturn(code=code, facts=facts)
-        try:
-            self._channel.send(codec.encode(reply))
-        except errors.ClosedError:
-            return  # the worker died while the function ran: its call fails with `WorkerLostError`
-        except errors.ShmwasmError:
-            self._kill()  # it would wait for ever
+            self._sleepers[token] = NativeAddress(0)
+            while True:
+                over = self._closed or self._lost is not None
+                answer = self._ring.wait(request)
+                if answer != layout.RING_PENDING or over:
+                    return answer
+                self._sleep(request, clock, token)
+        finally:
+            self._sleepers.pop(token, None)
+
+    def _sleep(self, request: Request, clock: Clock | None, token: object) -> None:
+        """Sleep until the call's state may have changed."""
+        until = time.monotonic() + LONGEST_SLEEP
+        if clock is not None:
+            due = clock.look(time.monotonic(), has_begun=self._has_begun(request.sequence))
+            until = until if due is None else min(due, until)
+            self._enforce(clock, request.sequence, self._end_soon)
+        place = self._ring.doze(request)
+        if place is not None:
+            self._sleepers[token] = place[0]
+            if not self._closed and self._lost is None:
+                futexes.wait32(*place, int(until * _NS))
+
+    def _enforce(self, clock: Clock, sequence: int, end_early: Callable[[int], None]) -> None:
+        """Do what is due by the clock of a call that has not ended."""
+        now = time.monotonic()
+        due = clock.look(now, has_begun=self._has_begun(sequence))
+        if due is None or due > now or clock.began is None:
+            return
+        if clock.ended_early:
+            clock.hopeless = True
+            self._kill()
+        else:
+            clock.ended_early = True
+            end_early(sequence)
+
+    def _has_begun(self, sequence: int) -> bool:
+        """Return whether a call runs, or could run, as nothing is before it."""
+        if self._ring.state(sequence) != layout.CALL_SUBMITTED:
+            return True
+        return self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
+
+    def _end_soon(self, sequence: int) -> None:
+        """Have the receiver end a call early."""
+        self._overdue.append(sequence)
+        self._receiver.mind(self, 0.0)
+
+    def _end_early(self, sequence: int) -> None:
+        with self._lock:
+            if not self._closed and self._ring.end_early(sequence) == layout.CALL_INTERRUPTING:
+                os.eventfd_write(self._interrupt, 1)
+
+    def _fate(self, target: Target, clock: Clock | None) -> errors.ShmwasmError:
+        """Return the error of a call that was under way when the worker went or the path was closed."""
+        if self._lost is not None and clock is not None and clock.ended_early:
+            return errors.CallTimeoutError(self._instance, target.name, clock.limit)
+        return self._refusal(self._running)
+
+    def _stopped(self, target: Target, clock: Clock | None) -> BaseException:
+        """Return the error of a call that was ended early."""
+        if clock is not None and clock.ended_early:
+            return errors.CallTimeoutError(self._instance, target.name, clock.limit)
+        return CancelledError()
+
+    def _refusal(self, running: str | None = None) -> errors.ShmwasmError:
+        """Return why there is nobody to call."""
+        return errors.ClosedError(f"instance {self._instance}") if self._lost is None else self._lost(running)
+
+    def _translated(self, error: errors.ShmwasmError) -> errors.ShmwasmError:
+        self._translate(error)
+        return error
+
+    def _wake_sleepers(self) -> None:
+        for address in list(self._sleepers.values()):
+            if address:
+                futexes.wake(address)
+
+    def _wait_for_sleepers(self) -> None:
+        """Wait until those who wait for calls have taken their results, or know that there are none."""
+        patience = time.monotonic() + CLOSING_PATIENCE
+        while self._sleepers or (self._has_uncollected() and time.monotonic() < patience):
+            self._wake_sleepers()
+            time.sleep(ROOM_STEP)
+
+    def _has_uncollected(self) -> bool:
+        """Return whether a call has ended whose caller does not know yet."""
+        self._collect()
+        last = self._ring.submitted
+        return any(self._ring.state((last - back) % _SEQUENCES) == layout.CALL_ENDED for back in range(1, layout.RING_SLOTS + 1))
+
+    def _release(self) -> None:
+        self._ring.close()
+        self._close_events()
+
+    def _close_events(self) -> None:
+        for event in self._events:
+            os.close(event)
+        self._events.clear()

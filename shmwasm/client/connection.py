@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -49,7 +50,7 @@ class Receiving(Protocol):
         """Read and handle what has arrived, without blocking; return whether to go on."""
 
     def next_deadline(self) -> float | None:
-        """Return when `handle_deadline` wants to be called (`time.monotonic`), or None."""
+        """Return when `handle_deadline` wants to be called (`time.monotonic`), or None; asked only after `Receiver.mind`."""
 
     def handle_deadline(self) -> None:
         """Handle that the deadline has passed."""
@@ -66,10 +67,20 @@ class Receiver:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._sources: set[Receiving] = set()
+        self._minded: dict[Receiving, int] = {}
+        self._mindings = itertools.count()
+        self._wakes_at = math.inf
         self._lock = threading.Lock()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="shmwasm-receiver", daemon=True)
         self._thread.start()
+
+    @property
+    def identity(self) -> int:
+        """The thread's identity, as `threading.get_ident` returns it."""
+        identity = self._thread.ident
+        assert identity is not None, "the thread was started"
+        return identity
 
     def add(self, source: Receiving) -> None:
         """Read for `source` from now on."""
@@ -80,12 +91,20 @@ class Receiver:
     def remove(self, source: Receiving) -> None:
         """Read for `source` no more; may be called twice, and after `stop`."""
         with self._lock:
+            self._minded.pop(source, None)
             if source in self._sources:
                 self._sources.remove(source)
                 self._selector.unregister(source.fileno())
 
+    def mind(self, source: Receiving, by: float) -> None:
+        """Look at the deadlines of `source` until it has none, for the first time at `by` at the latest (`time.monotonic`)."""
+        with self._lock:
+            self._minded[source] = next(self._mindings)
+            if by < self._wakes_at and self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
     def wake(self) -> None:
-        """Make the thread look at the deadlines again."""
+        """Make the thread look whether it is to stop."""
         with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -118,6 +137,7 @@ class Receiver:
 
     def _release(self) -> None:
         self._sources.clear()
+        self._minded.clear()
         self._selector.close()
         os.close(self._wake)
         self._wake = -1
@@ -128,7 +148,7 @@ class Receiver:
                 self._read_once()
         except BaseException:  # noqa: BLE001  whoever waits must hear of it, whatever it is
             _log.critical("the thread that reads for a runtime failed, and the runtime with it", exc_info=True)
-            for source in self._snapshot():
+            for source in self._snapshot(self._sources):
                 source.fail()
 
     def _read_once(self) -> None:
@@ -139,7 +159,7 @@ class Receiver:
             elif not self._attend(key.data, key.data.handle_readable):
                 self.remove(key.data)
         now = time.monotonic()
-        for source in self._snapshot():
+        for source in self._snapshot(self._minded):
             deadline = source.next_deadline()
             if deadline is not None and deadline <= now:
                 self._attend(source, source.handle_deadline)
@@ -155,14 +175,27 @@ class Receiver:
             return None
 
     def _patience(self) -> float | None:
-        deadlines = [deadline for source in self._snapshot() if (deadline := source.next_deadline()) is not None]
-        if not deadlines:
-            return None
-        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_WAIT)
-
-    def _snapshot(self) -> list[Receiving]:
+        """Return how long to sleep until the next deadline; sources that have none are minded no more."""
         with self._lock:
-            return list(self._sources)
+            self._wakes_at = (
+                math.inf
+            )  # whoever has a deadline from now on wakes this thread, until it is known when it wakes itself
+            minded = dict(self._minded)
+        soonest = math.inf
+        for source, minding in minded.items():
+            deadline = source.next_deadline()
+            if deadline is not None:
+                soonest = min(soonest, deadline)
+                continue
+            with self._lock:
+                if self._minded.get(source) == minding:
+                    del self._minded[source]
+        self._wakes_at = soonest
+        return None if soonest == math.inf else min(max(0.0, soonest - time.monotonic()), LONGEST_WAIT)
+
+    def _snapshot(self, sources: Iterable[Receiving]) -> list[Receiving]:
+        with self._lock:
+            return list(sources)
 
 
 class Connection:

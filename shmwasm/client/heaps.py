@@ -95,6 +95,11 @@ class SharedHeap:
         return self._start
 
     @property
+    def closed(self) -> bool:
+        """Whether this process has given up its hold on the heap."""
+        return self._mapping is None
+
+    @property
     def view(self) -> memoryview:
         """All bytes of the heap, without a copy; writable unless the heap is read-only.
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
-from shmwasm.client.arguments import Value, converters, results_of
+from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
-from shmwasm.client.calls import CallPath, Number, SocketCallPath
-from shmwasm.client.connection import Connection, Receiver, close_descriptors, complete
+from shmwasm.client.calls import RingCallPath
+from shmwasm.client.connection import Connection, Receiver, close_descriptors
+from shmwasm.client.exports import Exports
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
+from shmwasm.client.side_channel import Number
+from shmwasm.core.allocator import Core
 from shmwasm.engine.callers import Caller, Region
 from shmwasm.engine.guests import converted_results
 from shmwasm.engine.traps import HOST_FUNCTION
@@ -27,68 +30,6 @@ from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-_serving = threading.local()
-"""`instance`: whose guest waits for the host function that this thread runs."""
-
-
-class BoundExport:
-    """One exported function of one instance; call it like a function."""
-
-    __slots__ = ("_convert", "_instance", "name")
-
-    def __init__(self, instance: Instance, name: str) -> None:
-        self._instance = instance
-        self._convert = converters(instance, name)
-        self.name = name
-
-    def __call__(self, *arguments: Value, timeout: float | None = None) -> Any:
-        """Call the function and wait for its result; returns and raises what `Instance.call` does."""
-        self._instance.check_may_wait()
-        return self.submit(*arguments, timeout=timeout).result()
-
-    def submit(self, *arguments: Value, timeout: float | None = None) -> Future[Any]:
-        """Start a call and return its future; raises what `Instance.submit` raises."""
-        return self._instance.begin(self.name, self._convert(arguments), timeout)
-
-    def __repr__(self) -> str:
-        return f"<export {self.name!r} of {self._instance!r}>"
-
-
-class Exports:
-    """The exported functions of an instance, as attributes and by name."""
-
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._bound: dict[str, BoundExport] = {}
-
-    def __getitem__(self, name: str) -> BoundExport:
-        if not isinstance(name, str):
-            raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
-        bound = self._bound.get(name)
-        if bound is None:
-            if name not in self._instance.module.exports:
-                raise errors.UnknownExportError(self._instance.number, name, sorted(self._instance.module.exports))
-            bound = self._bound[name] = BoundExport(self._instance, name)
-        return bound
-
-    def __getattr__(self, name: str) -> BoundExport:
-        try:
-            return self[name]
-        except errors.UnknownExportError as error:
-            raise AttributeError(str(error)) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._instance.module.exports)
-
-    def __len__(self) -> int:
-        return len(self._instance.module.exports)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._instance.module.exports
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._instance.module.exports]
 
 
 class Instance:
@@ -112,6 +53,7 @@ class Instance:
         channel: Channel,
         module: Module,
         *,
+        core: Core,
         shared_heap: SharedHeap | None,
         connection: Connection,
         receiver: Receiver,
@@ -122,7 +64,6 @@ class Instance:
         self.module = module
         self.number = spawned.instance
         self.pid = spawned.pid
-        self.exports = Exports(self)
         self._shared_heap = shared_heap
         self._connection = connection
         self._receiver = receiver
@@ -134,7 +75,19 @@ class Instance:
         self._gone = threading.Event()
         self._closed = False
         self._memory: Mapping | None = None
-        self._path: CallPath = SocketCallPath(spawned.instance, channel, receiver, self._run_host_function, self._kill_soon)
+        self._attached = self._attached_heaps()
+        self._barred = {receiver.identity}  # threads that must not wait for calls; see `check_may_wait`
+        self._path = RingCallPath(
+            spawned.instance,
+            core=core,
+            functions=module.exports,
+            channel=channel,
+            receiver=receiver,
+            host_function=self._run_host_function,
+            kill=self._kill_soon,
+            translate=module.translate,
+        )
+        self.exports = Exports(self, self._path, self._barred)
 
     @property
     def alive(self) -> bool:
@@ -159,7 +112,7 @@ class Instance:
             ClosedError: The instance was closed.
         """
         self._receiver.check_may_block()
-        self._require_open()
+        self.require_open()
         answered: Future[memoryview] = Future()
 
         def ended(message: messages.MemoryShared | None, descriptors: list[int], error: BaseException | None) -> None:
@@ -199,23 +152,34 @@ class Instance:
         """
         return self.exports[export](*arguments, timeout=timeout)
 
-    def submit(self, export: str, *arguments: Value, timeout: float | None = None) -> Future[Any]:
-        """Start a call and return the future of its result; wrong arguments raise at once, see `call`."""
-        return self.exports[export].submit(*arguments, timeout=timeout)
+    def submit(self, export: str, *arguments: Value, timeout: float | None = None, wait: bool = True) -> Future[Any]:
+        """Start a call and return the future of its result.
 
-    def begin(self, export: str, arguments: Sequence[Number], timeout: float | None) -> Future[Any]:
-        """Start a call of converted arguments."""
-        self._require_open()
-        limit = checks.time_limit(timeout)
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
+        Its `cancel` succeeds until the worker takes the call, and its `running` tells whether it has. Callbacks run in a thread
+        that all calls share, and must neither block nor wait for a call; they may submit more.
 
-        def ended(results: list[Number] | None, error: BaseException | None) -> None:
-            self.module.translate(error)
-            complete(future, results_of(results or []), error)
+        Args:
+            export: As in `call`, like the arguments.
+            arguments: See there.
+            timeout: See there.
+            wait: Whether to wait where as many calls are under way as there is room for. (A callback never waits.)
 
-        self._path.start(export, arguments, limit, ended)
-        return future
+        Raises:
+            UnknownExportError: The module exports no such function.
+            ArgumentError: The arguments do not fit the function's type; nothing was called.
+            BusyError: There is no room, and `wait` is false; nothing was called.
+            ClosedError: The instance was closed.
+        """
+        return self.exports[export].submit(*arguments, timeout=timeout, wait=wait)
+
+    async def call_async(self, export: str, *arguments: Value, timeout: float | None = None) -> Any:
+        """Call an exported function and await its result; takes, returns and raises what `call` does.
+
+        It may be awaited in several event loops at once, and costs no thread. Where there is no room for more calls, it waits for
+        some without blocking the loop. If the task is cancelled, so is the call if it has not begun; otherwise it is interrupted,
+        and the instance's private memory is as that left it.
+        """
+        return await self.exports[export].call_async(*arguments, timeout=timeout)
 
     def attach_shared_heap(self, shared_heap: SharedHeap, *, read_only: bool = False) -> None:
         """Map a chain into the instance's memory, once it is between calls.
@@ -227,7 +191,7 @@ class Instance:
         Raises:
             AttachError: Something is attached already, linear memory reaches the window, or the heap is no head. Nothing changed.
         """
-        self._require_open()
+        self.require_open()
         checks.flag(read_only, "read_only")
         chain_head = self._number_of(shared_heap)
         self._connection.request(
@@ -235,6 +199,7 @@ class Instance:
             lambda number: messages.Attach(request=number, instance=self.number, chain_head=chain_head, read_only=read_only),
         )
         self._shared_heap = shared_heap
+        self._attached = self._attached_heaps()
 
     def detach_shared_heap(self) -> None:
         """Take the chain out of the instance's memory, once it is between calls; the very next access traps.
@@ -242,9 +207,10 @@ class Instance:
         Raises:
             AttachError: Nothing is attached.
         """
-        self._require_open()
+        self.require_open()
         self._connection.request(messages.Done, lambda number: messages.Detach(request=number, instance=self.number))
         self._shared_heap = None
+        self._attached = frozenset()
 
     def kill(self) -> None:
         """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
@@ -294,7 +260,7 @@ class Instance:
     def abandon(self) -> None:
         """Take the instance away from a forked child."""
         self._closed = True
-        self._channel.close()
+        self._path.abandon("belongs to the parent process")
 
     def __enter__(self) -> Self:
         return self
@@ -302,8 +268,25 @@ class Instance:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
+
+        await asyncio.to_thread(self.close)
+
     def __repr__(self) -> str:
         return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"
+
+    def require_open(self) -> None:
+        """Raise unless the instance is open.
+
+        Raises:
+            ClosedError: It was closed, or belongs to another process.
+        """
+        if self._closed:
+            raise errors.ClosedError(repr(self))
 
     def check_may_wait(self) -> None:
         """Raise unless a call of this instance can end while this thread waits for it.
@@ -312,7 +295,7 @@ class Instance:
             UnsupportedError: The thread completes futures, or runs a host function that this instance waits for.
         """
         self._receiver.check_may_block()
-        if getattr(_serving, "instance", None) is self:
+        if threading.get_ident() in self._barred:
             raise errors.UnsupportedError(
                 "calling the instance that called this host function", "it runs one call at a time, and waits for the function"
             )
@@ -325,17 +308,15 @@ class Instance:
         """
         if block.freed:
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
-        if self._shared_heap is None or block.heap not in self._heaps_of(self._shared_heap):
-            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
+        if block.heap not in self._attached or block.heap.closed:
+            self._attached = self._attached_heaps()  # another heap of the chain may have been opened since
+            if block.heap not in self._attached:
+                raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
         return self.guest_address(block.address)
 
     def guest_address(self, address: AppAddress) -> AppAddress:
         """Return where this instance sees what a 32-bit guest sees at `address`, in a chain."""
         return address64(address) if self.module.is_64 else address
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise errors.ClosedError(repr(self))
 
     def _release(self) -> None:
         self._path.close()
@@ -355,7 +336,7 @@ class Instance:
         self._connection.begin(lambda number: messages.Kill(request=number, instance=self.number))
 
     def _run_host_function(self, index: int, arguments: list[Number]) -> list[Number]:
-        _serving.instance = self
+        self._barred.add(threading.get_ident())
         try:
             function = self.module.client_function(index)
             kinds = self.module.import_type(index).results
@@ -367,8 +348,11 @@ class Instance:
             trap = f"a host function raised {name}: {error}"
             raise errors.HostFunctionError(self.number, "", trap, HOST_FUNCTION, [], name, details) from None
         finally:
-            _serving.instance = None
+            self._barred.discard(threading.get_ident())
         return [] if not kinds else [converted] if len(kinds) == 1 else converted
+
+    def _attached_heaps(self) -> frozenset[SharedHeap]:
+        return frozenset() if self._shared_heap is None else frozenset(self._heaps_of(self._shared_heap))
 
     def _regions(self) -> list[Region]:
         if self._shared_heap is None:

@@ -67,9 +67,10 @@ class Module:
         is_64: Whether a chain is mapped into a memory with 64-bit addresses.
     """
 
-    def __init__(self, name: str, compiled: CompiledModule, imports: Imports | None) -> None:
+    def __init__(self, name: str, compiled: CompiledModule, dispatcher: CompiledModule, imports: Imports | None) -> None:
         self.name = name
         self.compiled = compiled
+        self.dispatcher = dispatcher
         self.exports: dict[str, FunctionType] = compiled.functions
         self.is_64 = compiled.facts.is_64
         self._wanted = compiled.imported_functions
@@ -137,6 +138,7 @@ class Module:
     def close(self) -> None:
         """Let go of the code: no further instance can be made. Those that are there go on. Twice is fine."""
         self.compiled.close()
+        self.dispatcher.close()
 
     def __enter__(self) -> Self:
         return self

@@ -203,7 +203,7 @@ class Runtime:
         except errors.ModuleError as failure:
             raise errors.ModuleError(label or failure.module, failure.reason) from None
         try:
-            module = Module(label or compiled.name, compiled, imports)
+            module = Module(label or compiled.name, compiled, self._allocator.compile_dispatcher(compiled), imports)
         except BaseException:
             compiled.close()
             raise
@@ -315,6 +315,14 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
+
+        await asyncio.to_thread(self.close)
+
     def open_by_token(self, token: str) -> SharedHeap:
         """Open a heap by its capability's token; the same heap object every time."""
         self._require_open()
@@ -353,6 +361,7 @@ class Runtime:
         allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
         plan = module.plan(checks.wasi_options(wasi))
+        self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = Future()
 
         def finish(answer: Future[Reply]) -> None:
@@ -377,7 +386,7 @@ class Runtime:
                 read_only=read_only,
                 quota=allowed,
             ),
-            [module.compiled.descriptor],
+            [module.compiled.descriptor, module.dispatcher.descriptor],
             then=finish,
         )
         return spawned
@@ -389,6 +398,7 @@ class Runtime:
             spawned,
             Channel.from_descriptor(descriptor),
             module,
+            core=self._allocator.core(),
             shared_heap=shared_heap,
             connection=self._connection,
             receiver=self._receiver,

@@ -253,7 +253,7 @@ def _maker(parameters: int, results: int) -> Any:
         parameters="".join(f"a{index}=missing, " for index in range(parameters)),
         arguments="".join(f"a{index}, " for index in range(parameters)),
         results=", ".join(values),
-        result=values[0] if results == 1 else f"({', '.join(values)})" if values else None,
+        result=values[0] if results == 1 else f"[{', '.join(values)}]" if values else None,
     )
     names: dict[str, Any] = {"missing": _MISSING}
     exec(text, names)  # noqa: S102  made of nothing but two numbers

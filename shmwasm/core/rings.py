@@ -56,7 +56,7 @@ class ClientRing:
 
     Attributes:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
-        left_running: Called with the number of a call that a hot function has left while it ran: nobody wants it any more.
+        left_running: Called with the number of a call that was withdrawn while it ran.
 
     Raises:
         ArgumentError: So many cells no function has.
@@ -97,7 +97,7 @@ class ClientRing:
     ) -> Callable[..., object]:
         """Return the function that calls one of the worker's, as quickly as it can be done.
 
-        It takes the arguments by position, and returns None, the result, or a tuple of the results. Whenever it ends by an
+        It takes the arguments by position, and returns None, the result, or a list of the results. Whenever it ends by an
         exception, a call of it that has not ended is withdrawn or left to `collect`.
 
         Args:
@@ -120,7 +120,7 @@ class ClientRing:
             request.prepare(flags)
             return request
 
-        steps = Steps(new, convert, finish, self._withdraw)
+        steps = Steps(new, convert, finish, self.withdraw)
         return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
 
     def request(self, number: int, kind: Signature) -> Request:
@@ -193,6 +193,14 @@ class ClientRing:
         """Leave a call that somebody waited for to `collect`; return whether it has ended: then call `collect` at once."""
         return bool(self._call("ring_leave", sequence))
 
+    def withdraw(self, request: Request) -> None:
+        """Give up a call that nobody waits for any more, unless it has ended."""
+        if self.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING:
+            self.left_running(request.sequence)
+        if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
+            self.wait(request)  # it has ended, and the receiver may not know
+        request.forget()
+
     def end_early(self, sequence: int, *, only_waiting: bool = False) -> int:
         """End a call early, or only if it has not begun.
 
@@ -245,10 +253,15 @@ class ClientRing:
         return self._buffers.view[index * layout.RING_BATCH_SIZE : (index + 1) * layout.RING_BATCH_SIZE]
 
     def retire(self, reason: str = "is closed") -> None:
-        """Make every later use find no ring; for a forked child too, whose parent still uses it."""
+        """Make every later use find no ring."""
         self._closed = reason
         for request in self._made:
             request.belong(0)
+
+    def abandon(self, reason: str) -> None:
+        """Take the ring away from a forked child, whose parent still uses it."""
+        self.retire(reason)
+        os.close(self.descriptor)
 
     def close(self) -> None:
         """Drop the ring. Calls that have not ended are lost. May be called twice."""
@@ -299,14 +312,6 @@ class ClientRing:
             except IndexError:
                 return
             self._core.requests[request.capacity].append(request.place)
-
-    def _withdraw(self, request: Request) -> None:
-        """Give up a call that nobody waits for any more, unless it has ended."""
-        if self.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING:
-            self.left_running(request.sequence)
-        if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
-            self.wait(request)  # it has ended, and the receiver may not know
-        request.forget()
 
 
 class RunningCall(NamedTuple):

@@ -1,0 +1,48 @@
+"""A call's time limit: when to look at the call again, and what to do then. No clock is read here.
+
+Theory
+------
+A limit is for the time that a call runs; the time in the queue does not count. No message says when the worker takes a call, so
+whoever waits looks: in steps of an eighth of the limit, until it is seen that the call runs, or could run, as nothing is before it.
+From then on it has its limit, so that it gets no less than that, and at most an eighth more. Then it is ended early, and a worker
+that does not come back within a grace period after that is killed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STEPS = 8
+"""How often a call is looked at in the time that it may run, before it runs."""
+
+LONGEST_STEP = 0.05
+"""Seconds between two looks at most."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """The time limit of one call. Times are those of `time.monotonic`.
+
+    Attributes:
+        limit: Seconds that the call may run.
+        grace: Seconds that the worker gets after that.
+        began: When the call was first seen to run; None before.
+        ended_early: Whether its time has passed.
+        hopeless: Whether the worker's time has passed too.
+    """
+
+    limit: float
+    grace: float
+    began: float | None = None
+    ended_early: bool = False
+    hopeless: bool = False
+
+    def look(self, now: float, *, has_begun: bool) -> float | None:
+        """Take note of what is seen of the call; return when to look again, which may be now, or None for never."""
+        if self.hopeless:
+            return None
+        if self.began is None:
+            if not has_begun:
+                return now + min(self.limit / STEPS, LONGEST_STEP)
+            self.began = now
+        return self.began + self.limit + (self.grace if self.ended_early else 0.0)

@@ -1,0 +1,174 @@
+"""The exported functions of an instance, as the user calls them: at once, later, and from coroutines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future, InvalidStateError
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
+
+from shmwasm import errors
+from shmwasm.client import checks
+from shmwasm.client.arguments import Value, converters, results_of
+from shmwasm.client.blocks import Block
+from shmwasm.client.calls import Call, RingCallPath
+from shmwasm.client.connection import complete
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from shmwasm.client.instances import Instance
+    from shmwasm.client.side_channel import Number
+
+_PLAIN: Final = frozenset({int, float})
+"""Types whose values go as they are."""
+
+
+class CallFuture(Future[Any]):
+    """The future of one call.
+
+    `running()` tells whether the worker has taken the call, as of this moment. `cancel()` succeeds as long as it has not.
+    """
+
+    def __init__(self, path: RingCallPath) -> None:
+        super().__init__()
+        self._path = path
+        self.call: Call
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not begun; return whether it is cancelled."""
+        if self.done() or not self._path.cancel(self.call):
+            return self.cancelled()
+        # Only one cancel gets here: the call changes its state once.
+        return super().cancel() and not self.set_running_or_notify_cancel()
+
+    def running(self) -> bool:
+        """Return whether the worker runs the call."""
+        return not self.done() and self._path.is_running(self.call)
+
+    def end(self, results: list[Number] | None, error: BaseException | None) -> None:
+        """Take the call's end, unless it was cancelled."""
+        if not self.cancelled():
+            with contextlib.suppress(InvalidStateError):  # it was cancelled this moment
+                complete(self, results_of(results or []), error)
+
+
+class BoundExport:
+    """One exported function of one instance; call it like a function."""
+
+    __slots__ = ("_barred", "_convert", "_function", "_instance", "_path", "_target", "name")
+
+    def __init__(self, instance: Instance, path: RingCallPath, name: str, barred: set[int]) -> None:
+        self._instance = instance
+        self._path = path
+        self._convert = converters(instance, name)
+        self._target = path.target(name)
+        self._function = path.function(self._target, self._convert)
+        self._barred = barred
+        self.name = name
+
+    def __call__(self, *arguments: Value, timeout: float | None = None) -> Any:
+        """Call the function and wait for its result; returns and raises what `Instance.call` does."""
+        if get_ident() in self._barred:
+            self._instance.check_may_wait()
+        if timeout is not None:
+            limit = checks.time_limit(timeout)
+            return self._path.call(self._target, self._convert(arguments), limit)
+        if _PLAIN.issuperset(map(type, arguments)):
+            return self._function(*arguments)
+        address_of = self._instance.address_of
+        return self._function(*[address_of(one) if isinstance(one, Block) else one for one in arguments])
+
+    def submit(self, *arguments: Value, timeout: float | None = None, wait: bool = True) -> Future[Any]:
+        """Start a call and return its future; takes and raises what `Instance.submit` does."""
+        limit = checks.time_limit(timeout)
+        future = CallFuture(self._path)
+        future.call = Call(self._target, self._convert(arguments), limit, future.end)
+        self._instance.require_open()
+        if not checks.flag(wait, "wait"):
+            self._path.start(future.call, "raise")
+        else:
+            # Some threads must not wait, as the worker, or what makes room, may be waiting for them.
+            self._path.start(future.call, "queue" if get_ident() in self._barred else "wait")
+        return future
+
+    async def call_async(self, *arguments: Value, timeout: float | None = None) -> Any:
+        """Call the function and await its result; takes, returns and raises what `Instance.call_async` does."""
+        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
+
+        limit = checks.time_limit(timeout)
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+
+        def ended(results: list[Number] | None, error: BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(_settle, waiter, results, error)
+
+        call = Call(self._target, self._convert(arguments), limit, ended)
+        self._instance.require_open()
+        try:
+            self._path.start(call)
+            return await waiter
+        except BaseException:
+            self._path.withdraw(call)
+            raise
+
+    def __repr__(self) -> str:
+        return f"<export {self.name!r} of {self._instance!r}>"
+
+
+class Exports:
+    """The exported functions of an instance, as attributes and by name."""
+
+    def __init__(self, instance: Instance, path: RingCallPath, barred: set[int]) -> None:
+        self._instance = instance
+        self._path = path
+        self._barred = barred
+        self._bound: dict[str, BoundExport] = {}
+
+    def __getitem__(self, name: str) -> BoundExport:
+        try:
+            return self._bound[name]
+        except (KeyError, TypeError):
+            return self._bind(name)
+
+    def __getattr__(self, name: str) -> BoundExport:
+        try:
+            bound = self[name]
+        except errors.UnknownExportError as error:
+            raise AttributeError(str(error)) from None
+        # The next time it is found without coming here.
+        self.__dict__[name] = bound
+        return bound
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._instance.module.exports)
+
+    def __len__(self) -> int:
+        return len(self._instance.module.exports)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._instance.module.exports
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._instance.module.exports]
+
+    def _bind(self, name: str) -> BoundExport:
+        if not isinstance(name, str):
+            raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
+        if name not in self._instance.module.exports:
+            raise errors.UnknownExportError(self._instance.number, name, sorted(self._instance.module.exports))
+        # Another thread may bind it at the same time: one is as good as the other.
+        bound = self._bound[name] = BoundExport(self._instance, self._path, name, self._barred)
+        return bound
+
+
+def _settle(waiter: asyncio.Future[Any], results: list[Number] | None, error: BaseException | None) -> None:
+    """End what a coroutine waits for, unless it was cancelled."""
+    if waiter.done():
+        return
+    if error is not None:
+        waiter.set_exception(error)
+    else:
+        waiter.set_result(results_of(results or []))
