@@ -110,8 +110,18 @@ class Module:
         if isinstance(error, errors.WorkerTrapError):
             error.backtrace = self.compiled.original_backtrace(error.backtrace)
 
-    def plan(self, wasi: messages.WasiOptions | None) -> messages.SpawnPlan:
-        """Return all that a worker must know to make an instance."""
+    def plan(self, wasi: messages.WasiOptions | None, *, memory_limit: int | None = None) -> messages.SpawnPlan:
+        """Return all that a worker must know to make an instance.
+
+        Args:
+            wasi: What WASI grants the guest.
+            memory_limit: Bytes that each of its memories may have at most.
+
+        Raises:
+            ArgumentError: A memory has more from the beginning, or is shared and may grow beyond.
+        """
+        if memory_limit is not None:
+            self._check_limit(memory_limit)
         host_imports = [
             messages.HostImport(
                 module=module,
@@ -133,6 +143,7 @@ class Module:
             preparation=_preparation() if in_worker and self._uses_main() else b"",
             search_path=list(sys.path) if in_worker else [],
             working_directory=str(Path.cwd()) if in_worker or wasi is not None else "",
+            memory_limit=memory_limit,
         )
 
     def close(self) -> None:
@@ -167,6 +178,19 @@ class Module:
         else:
             what = "function" if is_function else "global"
             raise errors.ModuleError(self.name, f"it imports no {what} {label}, which was given")
+
+    def _check_limit(self, limit: int) -> None:
+        for index, memory in enumerate(self.compiled.report.memories):
+            which = f"memory {index} of {self.name!r}"
+            if memory.minimum > limit:
+                raise errors.ArgumentError(
+                    f"a memory limit of {limit} bytes is too low: {which} starts with {memory.minimum} bytes"
+                )
+            # What bounds the growth of the others does not see it: only its own maximum binds a shared memory.
+            if memory.shared and (memory.maximum is None or memory.maximum > limit):
+                raise errors.ArgumentError(
+                    f"a memory limit of {limit} bytes is too low: {which} is shared, and may grow to {memory.maximum} bytes"
+                )
 
     def _check_complete(self) -> None:
         """Check that all is there which cannot be made for the module."""

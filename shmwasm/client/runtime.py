@@ -217,6 +217,7 @@ class Runtime:
         shared_heap: SharedHeap | None = None,
         read_only: bool = False,
         quota: int = 0,
+        memory_limit: int | None = None,
         wasi: messages.WasiOptions | None = None,
     ) -> Instance:
         """Make an instance in a worker process of its own.
@@ -226,14 +227,16 @@ class Runtime:
             shared_heap: The head of the chain to attach; None for nothing.
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that the instance may hold in all; 0 for no limit.
+            memory_limit: Bytes that each of the guest's own memories may have at most: `memory.grow` beyond answers -1.
             wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
 
         Raises:
+            ArgumentError: A memory of the module starts with more than `memory_limit`, or is shared and may grow beyond.
             InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
-        starting = self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
+        starting = self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit)
         return _await_instances(iter([starting]))[0]
 
     def pool(
@@ -244,6 +247,7 @@ class Runtime:
         shared_heap: SharedHeap | None = None,
         read_only: bool = False,
         quota: int = 0,
+        memory_limit: int | None = None,
         wasi: messages.WasiOptions | None = None,
     ) -> InstancePool:
         """Make a pool of instances, all alike; the arguments are those of `spawn`.
@@ -254,6 +258,7 @@ class Runtime:
             shared_heap: The head of the chain to attach; None for nothing.
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
+            memory_limit: Bytes that each memory of each guest may have at most.
             wasi: What WASI preview 1 grants the guests.
         """
         self._receiver.check_may_block()
@@ -261,7 +266,7 @@ class Runtime:
         count = usable if size is None else checks.whole_number(size, "a pool's size", low=1, high=LARGEST_POOL)
 
         def spawn() -> Future[Instance]:
-            return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota)
+            return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit)
 
         pool = InstancePool(
             _await_instances(spawn() for _ in range(count)),
@@ -350,7 +355,14 @@ class Runtime:
             self._process.returncode = 0
 
     def _begin_spawn(
-        self, module: Module, shared_heap: SharedHeap | None, wasi: messages.WasiOptions | None, *, read_only: bool, quota: int
+        self,
+        module: Module,
+        shared_heap: SharedHeap | None,
+        wasi: messages.WasiOptions | None,
+        *,
+        read_only: bool,
+        quota: int,
+        memory_limit: int | None,
     ) -> Future[Instance]:
         self._require_open()
         if not isinstance(module, Module):
@@ -360,7 +372,8 @@ class Runtime:
         checks.flag(read_only, "read_only")
         allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
-        plan = module.plan(checks.wasi_options(wasi))
+        limit = None if memory_limit is None else checks.whole_number(memory_limit, "a memory limit in bytes")
+        plan = module.plan(checks.wasi_options(wasi), memory_limit=limit)
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = Future()
 

@@ -64,6 +64,7 @@ _FRAME: Final = re.compile(r"(?P<function>.*!(?:function (?P<number>[0-9]+)|.*))
 _OWN_REPORT: Final = Report(
     changed=False,
     heap_memory=None,
+    memories=[],
     changes=[],
     functions=0,
     features=[],

@@ -7,7 +7,8 @@ wasmtime's back; everything between is inaccessible, so an access there is a tra
 
 * *The memory grows into the window.* wasmtime would make the pages accessible, a read-only heap writable. The store's limit on
   memory sizes is therefore lowered to the window's start before anything is mapped, and a memory that already reaches it is
-  refused. The limit holds for every memory of the store (each by itself), so others in the same store must fit below it too.
+  refused. The limit holds for every memory of the store (each by itself), so others in the same store must fit below it too;
+  it is lifted while those that are ours grow. It is also what a user's limit on the guest's memories becomes, if that is lower.
 * *A read-only heap is made writable by whoever can.* Read-only grants come with descriptors that are open for reading only, whose
   mappings no `mprotect` can make writable.
 * *A range is unmapped for a moment* and something else of the process comes to lie there. Ranges are only ever replaced.
@@ -19,6 +20,7 @@ growing is ours (`Window.grow`), so the store's limit is not needed once the mem
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -34,7 +36,7 @@ from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, open_fixed, reserve_fixed, unmap_fixed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from shmwasm.engine.aliases import Alias
 
@@ -105,6 +107,7 @@ class Window:
         pages: What the guest takes for the memory's size, in pages, if it is a 64-bit one.
         alias: The instance's second mapping of a chain, if it has one.
         start: Where the first chain will start, if one is to be attached at once: memory is kept below from now on.
+        limit: Bytes that each memory of the guest may have at most, if there is such a limit.
 
     Raises:
         UnsupportedError: The memory is a 64-bit one that was not rewritten.
@@ -119,8 +122,10 @@ class Window:
         pages: wasmtime.Global | None = None,
         alias: Alias | None = None,
         start: int = WINDOW_END,
+        limit: int | None = None,
     ) -> None:
         self._store = store
+        self._most = WINDOW_END_64 if limit is None else limit
         self._memory = memory
         if kind is None:
             kind = memory_type(memory.type() if isinstance(memory, wasmtime.SharedMemory) else memory.type(store))
@@ -201,8 +206,8 @@ class Window:
         start, end = ordered[0].start, ordered[-1].start + ordered[-1].size
         try:
             if self._alias is not None:
-                self._limit(WINDOW_END)  # it binds the alias memory as well
-                self._alias.make_room(end - start)
+                with self.unlimited():
+                    self._alias.make_room(end - start)
             self._limit(start)
             for grant in ordered:
                 address = self.native_address(grant.start)
@@ -218,6 +223,15 @@ class Window:
             self._clear(start)
             raise
         self._grants = ordered
+
+    @contextlib.contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Let all memories of the store grow: ours, as the guest does not run."""
+        reserve(self._store)
+        try:
+            yield
+        finally:
+            self._limit(self._start)
 
     def detach(self) -> None:
         """Unmap the chain, if there is one: its addresses trap, and memory may grow over them. May be called twice.
@@ -274,9 +288,10 @@ class Window:
 
     def _limit(self, start: int) -> None:
         """Keep linear memory below the 32-bit app address `start`."""
-        self._top = self._origin + start
+        self._start = start
+        self._top = min(self._origin + start, self._most)
         # A 64-bit memory cannot grow as far as the engine knows, and what else is in the store does not touch the window.
-        reserve(self._store, WINDOW_END if self.is_64 else start)
+        reserve(self._store, min(WINDOW_END if self.is_64 else start, self._most))
 
     def _close_gap(self, kind: MemoryType) -> None:
         """Make what lies between the guest's own pages and the end of the range inaccessible."""

@@ -229,7 +229,8 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker must know to make its instance; opaque to the coordinator and the launcher but for `module_key`.
 
     `preparation` is `multiprocessing.spawn`'s preparation data (pickled), for host functions that live in the user's main module;
-    `search_path` the client's `sys.path`, set only where there are pickled host functions.
+    `search_path` the client's `sys.path`, set only where there are pickled host functions. `memory_limit`: bytes that each of the
+    instance's memories may have.
     """
 
     module_key: str
@@ -240,6 +241,7 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     preparation: bytes = b""
     search_path: list[str] = []
     working_directory: str = ""
+    memory_limit: int | None = None
 
 
 class Spawn(Request, frozen=True):

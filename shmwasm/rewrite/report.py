@@ -29,6 +29,20 @@ class HeapMemory(msgspec.Struct, frozen=True):
     maximum: int | None
 
 
+class MemorySize(msgspec.Struct, frozen=True):
+    """How large one of a module's memories is.
+
+    Attributes:
+        minimum: Bytes that it starts with.
+        maximum: Bytes that it may grow to, if the module says so.
+        shared: Whether it is a shared memory.
+    """
+
+    minimum: int
+    maximum: int | None
+    shared: bool
+
+
 class Change(msgspec.Struct, frozen=True):
     """Something that was changed `count` times: an instruction's name or a part of the module, and why."""
 
@@ -43,6 +57,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         changed: Whether the rewritten module differs from the original.
         heap_memory: The memory for chains; None if the module has none.
+        memories: The sizes of all memories, imported ones too, in the order of their indices.
         changes: What was changed.
         functions: How many functions the original has, imports included; those of higher index were appended.
         features: The proposals that the original uses, oldest first.
@@ -53,6 +68,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     changed: bool
     heap_memory: HeapMemory | None
+    memories: list[MemorySize]
     changes: list[Change]
     functions: int
     features: list[str]

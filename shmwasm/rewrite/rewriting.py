@@ -25,10 +25,10 @@ from shmwasm.rewrite.assembler import END, i64
 from shmwasm.rewrite.expansion import Expansion
 from shmwasm.rewrite.heap_memory import HeapMemory
 from shmwasm.rewrite.offsets import edited, replacement
-from shmwasm.rewrite.report import Change, Report
+from shmwasm.rewrite.report import Change, MemorySize, Report
 from shmwasm.rewrite.report import HeapMemory as ReportedMemory
 from shmwasm.rewrite.sites import Replaced, code_edits
-from shmwasm.wasm.binary import CODE, DATA, IMPORT, KINDS, MEMORY, START, Binary, Data
+from shmwasm.wasm.binary import CODE, DATA, IMPORT, KINDS, MEMORY, START, Binary, Data, Memory
 from shmwasm.wasm.decoding import decode
 from shmwasm.wasm.features import features_of
 from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Scan, Site
@@ -99,6 +99,7 @@ class _Rewriting:
         report = Report(
             changed=bool(self._changes),
             heap_memory=self._reported,
+            memories=list(map(_size_of, binary.memories)),
             changes=[Change(what, self._changes[what], why) for what, why in WHY.items() if what in self._changes],
             functions=len(binary.functions),
             features=features_of(binary, scan),
@@ -197,6 +198,11 @@ def _refuse_reserved_names(binary: Binary) -> None:
     reserved = next((name for name in names if name.startswith(seam.PREFIX)), None)
     if reserved is not None:
         raise UnsupportedError(f"an export named {shown(reserved)}", f"names that start with {seam.PREFIX!r} are reserved")
+
+
+def _size_of(memory: Memory) -> MemorySize:
+    maximum = None if memory.maximum is None else memory.maximum * memory.page_size
+    return MemorySize(memory.minimum * memory.page_size, maximum, memory.shared)
 
 
 def _heap_memory(binary: Binary) -> ReportedMemory | None:
