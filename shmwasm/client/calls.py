@@ -2,21 +2,19 @@
 
 Theory
 ------
-An instance runs one call at a time, in the order in which they were submitted. There are two kinds of calls. One that somebody waits
-for is made by a function that `ClientRing` makes: with a worker that polls it is over after one look into the core, and no thread or
-lock was involved; if not, the caller waits here, first looking, then asleep on the call's slot. An *asynchronous* one is collected by
-the receiver thread, and its `ended` is called there. Either kind ends exactly once, with what the ring says if it ended there, or with
-the worker's end.
+An instance runs one call at a time, in the order in which they were submitted. There are two kinds of calls. One that somebody
+waits for is made by a function that `ClientRing` makes: with a worker that polls it is over after one look into the core, and
+no thread or lock was involved; if not, the caller waits here, first looking, then asleep on the call's slot. An *asynchronous*
+one is collected by the receiver thread, and its `ended` is called there. Either kind ends exactly once, with what the ring says
+if it ended there, or with the worker's end.
 
-Running calls are ended early by the receiver thread only, as it gets no signals: between a call's new state and the interrupt that
-it announces nothing may come.
+Running calls are ended early by the receiver thread only, as it gets no signals: between a call's new state and the interrupt
+that it announces nothing may come.
 
 Locking
 -------
-`_lock` guards what is under way: an asynchronous call is submitted and noted down under it, so that its end finds it. Nobody waits
-for room in the ring while holding it. Calls are ended outside of it, as their callbacks may start more. A thread that sleeps on a
-slot is noted in `_sleepers` before it looks whether the path is closed, and whoever closes it says so before looking at
-`_sleepers`: so the ring stays where it is while somebody sleeps on it.
+`_lock` guards what is under way: an asynchronous call is submitted and noted down under it, so that its end finds it. Nobody
+waits for room in the ring while holding it. Calls are ended outside of it, as their callbacks may start more.
 """
 
 from __future__ import annotations
@@ -29,37 +27,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from shmwasm import errors
-from shmwasm.addresses import NativeAddress
+from shmwasm.client import checks
+from shmwasm.client.asynchronous import Call, Target
 from shmwasm.client.clocks import Clock
 from shmwasm.client.connection import Receiver
 from shmwasm.client.side_channel import HostFunction, MemoryAnswered, Number, SideChannel
+from shmwasm.client.sleeping import Sleepers
 from shmwasm.client.spinning import pollers
 from shmwasm.core import layout
 from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
 from shmwasm.core.rings import ClientRing
-from shmwasm.posix import futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import messages
 
-Ended = Callable[[Any, BaseException | None], None]
 WhenFull = Literal["wait", "queue", "raise"]
 
 GRACE = 5.0
 """Seconds that a worker gets to come back by itself after a call's time limit."""
-
-LOOKS = 500
-"""How often a waiting thread looks in one go; other threads may run in between."""
-
-MOST_ROUNDS = 64
-"""How often it does so at most before it sleeps: about twice as long as it takes to wake a worker."""
-
-LONGEST_SLEEP = 0.1
-"""Seconds that it sleeps in one go: a worker that died between a look and the sleep wakes nobody."""
 
 ROOM_STEP = 0.001
 """Seconds after which whoever waits for room in the ring looks again: not everybody who makes room says so."""
@@ -67,82 +56,19 @@ ROOM_STEP = 0.001
 CLOSING_PATIENCE = 1.0
 """Seconds that calls which have ended get to take their results before their ring is gone."""
 
-_NS = 1_000_000_000
 _SEQUENCES = 1 << 32
-_RUNS = frozenset({layout.CALL_RUNNING, layout.CALL_INTERRUPTING})
+_RUN = frozenset({layout.CALL_RUNNING, layout.CALL_INTERRUPTING})
 _HAS_ENDED = frozenset({layout.CALL_EMPTY, layout.CALL_ENDED})
 
 
-class Target(NamedTuple):
-    """A function of the worker that can be called. Made by `RingCallPath.target`."""
+def new_clock(timeout: object) -> Clock | None:
+    """Return the clock of a call that may run for so many seconds; None for no limit.
 
-    name: str
-    number: int
-    kind: Signature
-    unpack: Callable[[bytes], tuple[Number, ...]]
-
-
-class Call:
-    """An asynchronous call.
-
-    Args:
-        target: What is called.
-        arguments: Numbers in the ranges of their types, integers all unsigned or all signed.
-        timeout: Seconds that it may run; 0 for no limit.
-        ended: Called once, with a list of results, or with None and an error.
+    Raises:
+        ArgumentError: That is no time limit.
     """
-
-    __slots__ = ("_arguments", "clock", "done", "ended", "sequence", "target")
-
-    def __init__(self, target: Target, arguments: Sequence[Number], timeout: float, ended: Ended) -> None:
-        self.target = target
-        self._arguments = arguments
-        self.clock = Clock(timeout, GRACE) if timeout else None
-        self.ended = ended
-        self.sequence: int | None = None
-        """Its number in the ring; None while it waits for room there."""
-        self.done = False
-        """Whether it is not under way any more."""
-
-    def request(self, ring: ClientRing) -> Request:
-        """Return what to submit."""
-        request = ring.request(self.target.number, self.target.kind)
-        packed = request.pack(self._arguments)
-        assert packed, "numbers were converted wrongly"
-        return request
-
-    def results(self, one: EndedCall) -> Any:
-        """Return what `ended` is told."""
-        return list(self.target.unpack(one.cells)) if one.status == layout.CALL_RETURNED else None
-
-
-class BatchCall(Call):
-    """Many calls of one function, whose arguments and results are columns in the ring's batch buffers.
-
-    `ended` is called with how many of them returned, and the error that ended the rest, if any.
-
-    Args:
-        target: What is called.
-        count: How many calls.
-        arguments: Where the columns of arguments start in the batch buffers.
-        results: Where those of the results start.
-        timeout: Seconds that all of them may run; 0 for no limit.
-        ended: See above.
-    """
-
-    __slots__ = ("_place",)
-
-    def __init__(self, target: Target, count: int, arguments: int, results: int, timeout: float, ended: Ended) -> None:  # noqa: PLR0917
-        super().__init__(target, (), timeout, ended)
-        self._place = count, arguments, results
-
-    def request(self, ring: ClientRing) -> Request:
-        """Return what to submit."""
-        return ring.batch_request(self.target.number, *self._place)
-
-    def results(self, one: EndedCall) -> Any:
-        """Return what `ended` is told."""
-        return one.progress
+    limit = checks.time_limit(timeout)
+    return Clock(limit, GRACE) if limit else None
 
 
 class RingCallPath:
@@ -187,13 +113,12 @@ class RingCallPath:
         self._timed: deque[Call] = deque()
         self._unsent: deque[Call] = deque()
         self._overdue: deque[int] = deque()
-        self._sleepers: dict[object, NativeAddress] = {}
-        self._rounds = 0
         self._lost: Callable[[str | None], errors.ShmwasmError] | None = None
         self._running: str | None = None
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
+        self._sleepers = Sleepers(self._ring)
         self._ring.left_running = self._end_soon
         self._events: list[int] = []
         try:
@@ -228,8 +153,8 @@ class RingCallPath:
         # Each may have to be interrupted: by Ctrl-C.
         return self._ring.call_function(target.number, target.kind, convert, finish, flags=layout.CALL_TIMED)
 
-    def call(self, target: Target, arguments: Sequence[Number], timeout: float) -> object:
-        """Call `target` and wait for its end, for numbers as `Call` takes them; `timeout` is not 0."""
+    def call(self, target: Target, arguments: Sequence[Number], clock: Clock | None) -> object:
+        """Call `target` and wait for its end; takes what `Call` takes."""
         try:
             request = self._ring.request(target.number, target.kind)
         except errors.ClosedError:
@@ -238,7 +163,7 @@ class RingCallPath:
             packed = request.pack(arguments)
             assert packed, "numbers were converted wrongly"
             answer = self._ring.submit(request, layout.CALL_TIMED)
-            return self._settle(target, request, answer, Clock(timeout, GRACE))
+            return self._settle(target, request, answer, clock)
         except BaseException:
             self._ring.withdraw(request)
             raise
@@ -285,7 +210,7 @@ class RingCallPath:
 
     def is_running(self, call: Call) -> bool:
         """Return whether the worker has taken a call that has not ended."""
-        return call.sequence is not None and not call.done and self._ring.state(call.sequence) in _RUNS
+        return call.sequence is not None and not call.done and self._ring.state(call.sequence) in _RUN
 
     def share_memory(self, answered: MemoryAnswered) -> None:
         """Ask for the guest's linear memory; it comes when the instance is between calls, or waits for a host function."""
@@ -313,7 +238,7 @@ class RingCallPath:
             self._lost = build
             calls = self._take_all()
         self._side.lose(build(self._running))
-        self._wake_sleepers()
+        self._sleepers.end()
         for call in calls:
             call.ended(None, self._fate(call.target, call.clock))
 
@@ -436,7 +361,7 @@ class RingCallPath:
         """Wake a worker that sleeps. The lock is held, so that the path is not closed."""
         if not self._closed:
             os.eventfd_write(self._doorbell, 1)
-            self._rounds = MOST_ROUNDS if pollers.woke(self._ring) else 0
+            self._sleepers.may_poll(pollers.woke(self._ring))
 
     def _collect(self) -> bool:
         """End the asynchronous calls that have ended in the ring; return whether there were any."""
@@ -481,7 +406,7 @@ class RingCallPath:
                 self._wake_worker()
             answer = layout.RING_PENDING
         if answer == layout.RING_PENDING:
-            answer = self._wait(request, clock)
+            answer = self._sleepers.wait(request, lambda: self._look(request, clock))
         if answer == layout.RING_DONE:
             results = request.results()
             return results[0] if len(results) == 1 else list(results) or None
@@ -499,39 +424,12 @@ class RingCallPath:
                     return answer
                 self._room.wait(ROOM_STEP)
 
-    def _wait(self, request: Request, clock: Clock | None) -> int:
-        """Wait until a call has ended, or will not any more; return what the core answers then."""
-        for _ in range(self._rounds):
-            answer = self._ring.wait(request, LOOKS)
-            if answer != layout.RING_PENDING:
-                self._rounds = min(2 * self._rounds, MOST_ROUNDS)
-                return answer
-            os.sched_yield()
-        self._rounds = (self._rounds + 1) // 2  # never back to none, as calls may be shorter again
-        token = object()
-        try:
-            self._sleepers[token] = NativeAddress(0)
-            while True:
-                over = self._closed or self._lost is not None
-                answer = self._ring.wait(request)
-                if answer != layout.RING_PENDING or over:
-                    return answer
-                self._sleep(request, clock, token)
-        finally:
-            self._sleepers.pop(token, None)
-
-    def _sleep(self, request: Request, clock: Clock | None, token: object) -> None:
-        """Sleep until the call's state may have changed."""
-        until = time.monotonic() + LONGEST_SLEEP
-        if clock is not None:
-            due = clock.look(time.monotonic(), has_begun=self._has_begun(request.sequence))
-            until = until if due is None else min(due, until)
-            self._enforce(clock, request.sequence, self._end_soon)
-        place = self._ring.doze(request)
-        if place is not None:
-            self._sleepers[token] = place[0]
-            if not self._closed and self._lost is None:
-                futexes.wait32(*place, int(until * _NS))
+    def _look(self, request: Request, clock: Clock | None) -> float | None:
+        """Do what is due for a call that somebody waits for; return when to look again."""
+        if clock is None:
+            return None
+        self._enforce(clock, request.sequence, self._end_soon)
+        return clock.look(time.monotonic(), has_begun=self._has_begun(request.sequence))
 
     def _enforce(self, clock: Clock, sequence: int, end_early: Callable[[int], None]) -> None:
         """Do what is due by the clock of a call that has not ended."""
@@ -582,16 +480,12 @@ class RingCallPath:
         self._translate(error)
         return error
 
-    def _wake_sleepers(self) -> None:
-        for address in list(self._sleepers.values()):
-            if address:
-                futexes.wake(address)
-
     def _wait_for_sleepers(self) -> None:
         """Wait until those who wait for calls have taken their results, or know that there are none."""
+        self._sleepers.end()
         patience = time.monotonic() + CLOSING_PATIENCE
         while self._sleepers or (self._has_uncollected() and time.monotonic() < patience):
-            self._wake_sleepers()
+            self._sleepers.wake()
             time.sleep(ROOM_STEP)
 
     def _has_uncollected(self) -> bool:

@@ -3,9 +3,9 @@
 Theory
 ------
 A limit is for the time that a call runs; the time in the queue does not count. No message says when the worker takes a call, so
-whoever waits looks: in steps of an eighth of the limit, until it is seen that the call runs, or could run, as nothing is before it.
-From then on it has its limit, so that it gets no less than that, and at most an eighth more. Then it is ended early, and a worker
-that does not come back within a grace period after that is killed.
+whoever waits looks: in steps of an eighth of the limit, until it is seen that the call runs, or could run, as nothing is before
+it. From then on it has its limit, so that it gets no less than that, and at most an eighth more. Then it is ended early, and a
+worker that does not come back within a grace period after that is killed.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value, converters, results_of
+from shmwasm.client.asynchronous import Call
 from shmwasm.client.blocks import Block
-from shmwasm.client.calls import Call, RingCallPath
+from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import complete
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class BoundExport:
         if get_ident() in self._barred:
             self._instance.check_may_wait()
         if timeout is not None:
-            limit = checks.time_limit(timeout)
-            return self._path.call(self._target, self._convert(arguments), limit)
+            return self._path.call(self._target, self._convert(arguments), new_clock(timeout))
         if _PLAIN.issuperset(map(type, arguments)):
             return self._function(*arguments)
         address_of = self._instance.address_of
@@ -82,9 +82,8 @@ class BoundExport:
 
     def submit(self, *arguments: Value, timeout: float | None = None, wait: bool = True) -> Future[Any]:
         """Start a call and return its future; takes and raises what `Instance.submit` does."""
-        limit = checks.time_limit(timeout)
         future = CallFuture(self._path)
-        future.call = Call(self._target, self._convert(arguments), limit, future.end)
+        future.call = Call(self._target, self._convert(arguments), new_clock(timeout), future.end)
         self._instance.require_open()
         if not checks.flag(wait, "wait"):
             self._path.start(future.call, "raise")
@@ -93,11 +92,10 @@ class BoundExport:
             self._path.start(future.call, "queue" if get_ident() in self._barred else "wait")
         return future
 
-    async def call_async(self, *arguments: Value, timeout: float | None = None) -> Any:
+    async def call_async(self, *arguments: Value, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the call's, not the await's
         """Call the function and await its result; takes, returns and raises what `Instance.call_async` does."""
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
-        limit = checks.time_limit(timeout)
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
 
@@ -105,7 +103,7 @@ class BoundExport:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(_settle, waiter, results, error)
 
-        call = Call(self._target, self._convert(arguments), limit, ended)
+        call = Call(self._target, self._convert(arguments), new_clock(timeout), ended)
         self._instance.require_open()
         try:
             self._path.start(call)

@@ -172,7 +172,12 @@ class Instance:
         """
         return self.exports[export].submit(*arguments, timeout=timeout, wait=wait)
 
-    async def call_async(self, export: str, *arguments: Value, timeout: float | None = None) -> Any:
+    async def call_async(
+        self,
+        export: str,
+        *arguments: Value,
+        timeout: float | None = None,  # noqa: ASYNC109  for the call, not for the await
+    ) -> Any:
         """Call an exported function and await its result; takes, returns and raises what `call` does.
 
         It may be awaited in several event loops at once, and costs no thread. Where there is no room for more calls, it waits for

@@ -2,11 +2,11 @@
 
 Theory
 ------
-The ring carries numbers. A call that trapped says so there, and why over this socket, before it says so: whoever finds that its call
-trapped will find the facts here, or will be told of them.
+The ring carries numbers. A call that trapped says so there, and why over this socket, before it says so: whoever finds that its
+call trapped will find the facts here, or will be told of them.
 
-Locking: `_lock` guards what is kept for others. The messages are read by the receiver thread, and by whoever learns first that the
-worker is gone.
+Locking: `_lock` guards what is kept for others. The messages are read by the receiver thread, and by whoever learns first that
+the worker is gone.
 """
 
 from __future__ import annotations

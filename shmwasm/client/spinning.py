@@ -4,11 +4,12 @@ Theory
 ------
 A client that looks for the end of a call and a worker that looks for the next one answer each other within a microsecond. Where
 there are more of them than processors, each look takes time from whoever it waits for, so then nobody polls: all sleep, and are
-woken. How many workers poll is known without asking: each one that was woken, until its ring says that it sleeps. So the question
-is settled anew whenever one is woken, which is the only time that a polling worker can be one too many; and where nobody polls,
-each call wakes its worker.
+woken. How many workers poll is known without asking: each one that was woken, until its ring says that it sleeps. So the
+question is settled anew whenever one is woken, which is the only time that a polling worker can be one too many; and where
+nobody polls, each call wakes its worker.
 
-What other programs do with the processors is not known here. A client whose calls outlast its patience looks less often by itself.
+What other programs do with the processors is not known here. A client whose calls outlast its patience looks less often by
+itself.
 """
 
 from __future__ import annotations

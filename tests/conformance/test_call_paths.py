@@ -18,7 +18,8 @@ import wasmtime
 
 from shmwasm import errors
 from shmwasm.client import calls
-from shmwasm.client.calls import Call, RingCallPath
+from shmwasm.client.asynchronous import Call
+from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import Receiver
 from shmwasm.core import CORE_MODULE, Core, layout
 from shmwasm.core.dispatching import dispatched
@@ -89,7 +90,7 @@ class RingBench:
             else:
                 future.set_result((results, threading.current_thread().name))
 
-        self.path.start(Call(self.path.target(export), arguments, timeout, ended))
+        self.path.start(Call(self.path.target(export), arguments, new_clock(timeout or None), ended))
         return future
 
     def wait_for(self, export: str, *arguments: float) -> Future[Any]:
@@ -407,7 +408,7 @@ def test_the_memory_of_a_lost_worker_is_an_error(bench: RingBench) -> None:
 
 def test_a_call_can_be_cancelled_until_the_worker_takes_it(bench: RingBench) -> None:
     outcomes: list[Any] = []
-    made = [Call(bench.path.target("run"), [number], 0.0, lambda *end: outcomes.append(end)) for number in range(70)]
+    made = [Call(bench.path.target("run"), [number], None, lambda *end: outcomes.append(end)) for number in range(70)]
     for call in made:
         bench.path.start(call)
     taken = bench.take()
@@ -427,7 +428,7 @@ def test_a_call_can_be_cancelled_until_the_worker_takes_it(bench: RingBench) -> 
 
 def test_a_full_ring_makes_a_caller_wait_or_raises(bench: RingBench) -> None:
     futures = [bench.start("run", number) for number in range(layout.RING_SLOTS)]
-    late = Call(bench.path.target("run"), [-1 & 0xFFFF_FFFF], 0.0, lambda *_: None)
+    late = Call(bench.path.target("run"), [-1 & 0xFFFF_FFFF], None, lambda *_: None)
     with pytest.raises(errors.BusyError, match=str(layout.RING_SLOTS)):
         bench.path.start(late, "raise")
     waiting = threading.Thread(target=bench.path.start, args=(late, "wait"))
