@@ -39,7 +39,7 @@ typedef struct {
     u32 sequence, export, flags, cells_in, cells_out, status, count, progress, arguments, results;
     u64 when;
     call_ring *ring;
-    _Alignas(64) u64 host[2];
+    _Alignas(16) u64 host[2];
     u64 cells[];
 } call_request;
 
@@ -120,7 +120,7 @@ u32 EXPORT(ring_submit)(call_request *request) {
 }
 
 /* Takes the results of a call that has ended, and empties its slot. */
-INLINE u32 collect(call_slot *slot, call_request *request) {
+INLINE u32 take_results(call_slot *slot, call_request *request) {
     request->status = slot->status;
     request->progress = slot->progress;
     request->when = slot->when;
@@ -137,7 +137,7 @@ u32 EXPORT(ring_wait)(call_request *request, u32 looks) {
     if (slot->sequence != request->sequence) return RING_LOST;
     do {
         u32 state = load(&slot->state);
-        if (state == CALL_ENDED) return collect(slot, request);
+        if (state == CALL_ENDED) return take_results(slot, request);
         if (state == CALL_EMPTY) return RING_LOST;
     } while (looks--);
     return RING_PENDING;
@@ -175,7 +175,7 @@ u32 EXPORT(ring_collect)(call_request *request, u32 first) {
         if (load(&slot->state) != CALL_ENDED || !(plain_load(&slot->flags) & CALL_ASYNCHRONOUS)) continue;
         request->sequence = slot->sequence;
         request->cells_out = slot->cells_out;
-        collect(slot, request);
+        take_results(slot, request);
         return i;
     }
     return RING_SLOTS;
