@@ -314,6 +314,13 @@ class ClientRing:
             self._core.requests[request.capacity].append(request.place)
 
 
+_TAKEN: Final = 128
+"""Where the ring says how many calls were taken."""
+
+_SLOT_PROGRESS: Final = 7
+"""Which word of a slot counts the calls of a batch that have returned."""
+
+
 class RunningCall(NamedTuple):
     """A call, as the worker finds it in its slot."""
 
@@ -355,6 +362,7 @@ class WorkerRing:
         if not core.call("ring_is_sound", self.address):
             core.unmap_metadata(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
+        self._taken = core.view(self.address + _TAKEN, 4).cast("I")
 
     def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
         """Return what a dispatcher imports from `dispatching.CORE`, by name."""
@@ -363,6 +371,15 @@ class WorkerRing:
     def slot(self) -> int:
         """Return the slot of the call that was taken last."""
         return self._core.call("ring_running", self.address)
+
+    @property
+    def sequence(self) -> int:
+        """The number of the call that was taken last; known without entering the core."""
+        return (self._taken[0] - 1) & 0xFFFF_FFFF
+
+    def advance(self, slot: int) -> None:
+        """Count one more call of a batch as returned."""
+        self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")[_SLOT_PROGRESS] += 1
 
     def call_of(self, slot: int) -> RunningCall:
         """Return the call in a slot that was taken and has not ended."""

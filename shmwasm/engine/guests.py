@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 ImportName = tuple[str, str]
 """Module and name of an import."""
 
+_FAR_AHEAD: Final = 1 << 40
+"""Ticks that never come."""
+
 _NO_NUMBERS: Final[Mapping[ImportName, float]] = MappingProxyType({})
 
 
@@ -109,6 +112,7 @@ class Guest:
         numbers: What the module's imported globals hold; they fit, signed or unsigned.
         futexes: How the guest waits for words of a heap; without, that is a trap.
         start: Where the window will start, if a chain is to be attached at once: memory is kept below from the beginning.
+        memory_limit: Bytes that each memory of the guest may have at most, if there is such a limit.
 
     Raises:
         ModuleError: It imports something that nobody provides.
@@ -130,6 +134,7 @@ class Guest:
         numbers: Mapping[ImportName, float] = _NO_NUMBERS,
         futexes: Futexes | None = None,
         start: int = WINDOW_END,
+        memory_limit: int | None = None,
     ) -> None:
         known = nest.provided | functions.keys()
         check_provided(name, description, functions=known, numbers=frozenset(numbers), wasi=wasi is not None)
@@ -137,11 +142,12 @@ class Guest:
         self._store = store = nest.store
         self._host_table = nest.host_table
         self._functions: dict[str, ExportedFunction] = {}
-        self._types = {
+        self.types = {
             export: kind
             for export, kind in description.exports.items()
             if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
         }
+        """The exported functions."""
         if wasi is not None:
             grant_wasi(store, wasi)
         missing = {(entry.module, entry.name) for entry in description.imports} - functions.keys()
@@ -153,11 +159,12 @@ class Guest:
                 label = f"{entry.module}.{entry.name}"
                 nest.linker.define(store, entry.module, entry.name, new_host_function(store, label, entry.type, function))
         # A 64-bit heap memory is as large from the beginning as it will ever be; the window lowers the limit once it is made.
-        reserve(store, WINDOW_END_64 if is_wide(description) else start)
+        most = start if memory_limit is None else min(start, memory_limit)
+        reserve(store, WINDOW_END_64 if is_wide(description) else most)
         imported = self._make_imports(nest, module, description, numbers)
         with self._starting():
             self._exports = nest.linker.instantiate(store, module).exports(store)
-        self.window = self._open_window(description, imported, start, links)
+        self.window = self._open_window(description, imported, links, start=start, limit=memory_limit)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
         self._fill_host_table(futexes)
         self._begin()
@@ -171,9 +178,9 @@ class Guest:
         """
         function = self._functions.get(export)
         if function is None:
-            kind = self._types.get(export)
+            kind = self.types.get(export)
             if kind is None:
-                raise UnknownExportError(self._number, export, list(self._types))
+                raise UnknownExportError(self._number, export, list(self.types))
             native = self._exports[export]
             assert isinstance(native, wasmtime.Func)
             function = self._functions[export] = ExportedFunction(self._store, native, export, kind)
@@ -181,7 +188,7 @@ class Guest:
 
     def exports(self, export: str) -> bool:
         """Return whether the module exports a function of that name."""
-        return export in self._types
+        return export in self.types
 
     def memory(self) -> memoryview:
         """Return the linear memory as it is now: writable, no copy.
@@ -200,9 +207,36 @@ class Guest:
         """
         return self._reachable_memory().share_memory()
 
+    def tick(self) -> None:
+        """Interrupt what runs in the store; any thread may call this."""
+        self._store.engine.increment_epoch()
+
+    def ignore_interruptions(self) -> None:
+        """Let no tick interrupt what runs in the store, until `resume_from_interruption`."""
+        self._store.set_epoch_deadline(_FAR_AHEAD)
+
     def resume_from_interruption(self) -> None:
-        """Let the guest run again after the epoch grew."""
+        """Let the store's code run until the next tick."""
         self._store.set_epoch_deadline(1)
+
+    def dispatch(
+        self, dispatcher: wasmtime.Module, core: Sequence[wasmtime.Func | wasmtime.Memory], exports: Sequence[str], name: str
+    ) -> ExportedFunction:
+        """Instantiate a dispatcher beside the guest.
+
+        Args:
+            dispatcher: Its code.
+            core: What it imports from the core, in its order.
+            exports: The guest's exports that it imports after that.
+            name: Its function that runs calls.
+
+        Returns:
+            That function: takes a number and returns one.
+        """
+        imports = [*core, *(self._exports[export] for export in exports)]
+        made = wasmtime.Instance(self._store, dispatcher, imports).exports(self._store)[name]
+        assert isinstance(made, wasmtime.Func)
+        return ExportedFunction(self._store, made, name, FunctionType(("i32",), ("i32",)))
 
     def _make_imports(
         self, nest: Nest, module: wasmtime.Module, description: ModuleDescription, numbers: Mapping[ImportName, float]
@@ -219,7 +253,13 @@ class Guest:
         return made
 
     def _open_window(
-        self, description: ModuleDescription, imported: Mapping[ImportName, Item], start: int, links: WasiLinks | None
+        self,
+        description: ModuleDescription,
+        imported: Mapping[ImportName, Item],
+        links: WasiLinks | None,
+        *,
+        start: int,
+        limit: int | None,
     ) -> Window | None:
         chosen = heap_memory(description)
         if chosen is None or (chosen.type.is_64 and not is_wide(description)):
@@ -233,7 +273,7 @@ class Guest:
             alias = links.serve(memory, self._exports)
         elif seam.ALIAS in description.exports:
             alias = Alias(self._store, self._exports)
-        return Window(self._store, memory, chosen.type, pages=pages, alias=alias, start=start)
+        return Window(self._store, memory, chosen.type, pages=pages, alias=alias, start=start, limit=limit)
 
     def _fill_host_table(self, futexes: Futexes | None) -> None:
         table = self._exports.get(seam.HOST)

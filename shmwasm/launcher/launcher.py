@@ -118,7 +118,7 @@ class Launcher:
         """Turn the forked child into a worker. Nothing of the launcher's runs in it any more."""
         try:
             # What is the launcher's own goes. The engine's descriptors stay: it maps data segments out of the modules' files.
-            for descriptor in (descriptors[0], self._channel.fileno(), *self._children):
+            for descriptor in (*descriptors[:2], self._channel.fileno(), *self._children):
                 os.close(descriptor)
             run_worker(launcher, message, descriptors, Ground(self._nest, self._attachment, *module))
         except BaseException:  # noqa: BLE001 - whatever it is, it ends with this process and not in the launcher's code
@@ -133,7 +133,7 @@ class Launcher:
         """
         if self._problem is not None:
             raise UnsupportedError("running instances on this machine", self._problem)
-        module = self._modules.load(message.plan.module_key, descriptors[0])
+        module = self._modules.load(message.plan.module_key, *descriptors[:2])
         threads = Path("/proc/self/task").stat().st_nlink - 2  # a link for each, and two of every directory's
         if threads != 1:
             raise UnsupportedError("forking a worker", f"the launcher has {threads} threads, and a fork is safe only from one")

@@ -15,10 +15,16 @@ CAPACITY: Final = 16
 
 
 class ReadyModule(NamedTuple):
-    """A module that an instance can be made of at once, and what it imports and exports."""
+    """A module that an instance can be made of at once, what it imports and exports, and its dispatcher."""
 
     code: wasmtime.Module
     description: ModuleDescription
+    dispatcher: wasmtime.Module
+
+    def close(self) -> None:
+        """Release the code."""
+        self.code.close()
+        self.dispatcher.close()
 
 
 class ModuleCache:
@@ -28,19 +34,19 @@ class ModuleCache:
         self._engine = engine
         self._modules: OrderedDict[str, ReadyModule] = OrderedDict()
 
-    def load(self, key: str, artifact: int) -> ReadyModule:
-        """Return the module `key`, made from the descriptor `artifact` unless it is here already.
+    def load(self, key: str, artifact: int, dispatcher: int) -> ReadyModule:
+        """Return the module `key`, made from the descriptors of its artifact and its dispatcher's unless it is here already.
 
         Raises:
-            ModuleError: The artifact is none of this engine's.
+            ModuleError: One is none of this engine's.
         """
         module = self._modules.get(key)
         if module is None:
             code = deserialize(self._engine, artifact)
-            module = self._modules[key] = ReadyModule(code, describe(code))
+            module = self._modules[key] = ReadyModule(code, describe(code), deserialize(self._engine, dispatcher))
             if len(self._modules) > CAPACITY:
                 _, dropped = self._modules.popitem(last=False)
-                dropped.code.close()
+                dropped.close()
         self._modules.move_to_end(key)
         return module
 
@@ -48,4 +54,4 @@ class ModuleCache:
         """Drop all modules."""
         while self._modules:
             _, dropped = self._modules.popitem()
-            dropped.code.close()
+            dropped.close()

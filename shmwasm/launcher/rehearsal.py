@@ -17,17 +17,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END
-from shmwasm.core import Core, HeapAuthority, metadata_size
-from shmwasm.engine.compiling import compile_module
+from shmwasm.core import Core, HeapAuthority, layout, metadata_size
+from shmwasm.core.dispatching import cells_of, dispatcher_text
+from shmwasm.core.rings import ClientRing
+from shmwasm.engine.compiling import compile_companion, compile_module
 from shmwasm.engine.guests import Nest, new_store
-from shmwasm.engine.modules import describe, deserialize
+from shmwasm.engine.modules import FunctionType, describe, deserialize
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
-from shmwasm.protocol import messages
+from shmwasm.protocol import codec, messages
 from shmwasm.rewrite import seam
 from shmwasm.worker.attachment import Attachment
 from shmwasm.worker.instance import Ground, Instance
 from shmwasm.worker.links import ControlLink
+from shmwasm.worker.service import Service
 
 if TYPE_CHECKING:
     import wasmtime
@@ -46,6 +49,8 @@ _GUEST: Final = f"""(module (memory (export "memory") 1)
   (table (export "{seam.HOST}") {seam.HOST_FUNCTIONS} funcref))"""
 """A module as the rewriter leaves it."""
 
+_FUNCTIONS: Final = {"same": FunctionType(("i32",), ("i32",))}
+
 
 def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
     """Make instances as a worker does, attach and call them; return what must be kept.
@@ -56,6 +61,8 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
     kept: list[object] = []
     with ExitStack() as stack, compile_module(_GUEST, engine=engine, own=True) as compiled:
         code = deserialize(engine, compiled.descriptor)
+        with compile_companion(compiled, _NAME, lambda: dispatcher_text(compiled.functions), engine=engine) as companion:
+            dispatcher = deserialize(engine, companion.descriptor)
         segment = stack.enter_context(Segment.create(SLAB_SIZE, name_for_errors=_NAME))
         metadata = stack.enter_context(Segment.create(metadata_size(1), name_for_errors=_NAME))
         idle = Attachment(new_store(engine), core)
@@ -65,11 +72,12 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
             store = new_store(engine)
             attachment = Attachment(store, core)
             nest = Nest(store, attachment.natives, attachment.natives_64)
-            kept.append(_perform(Ground(nest, attachment, code, describe(code)), segment, metadata))
+            kept.append(_perform(Ground(nest, attachment, code, describe(code), dispatcher), authority, segment, metadata))
     return kept
 
 
-def _perform(ground: Ground, segment: Segment, metadata: Segment) -> object:
+def _perform(ground: Ground, core: Core, segment: Segment, metadata: Segment) -> object:
+    """Make an instance, and be its client and its coordinator; `core` is the client's."""
     control, coordinator = Channel.pair()
     calls, client = Channel.pair()
     grant = messages.Grant(
@@ -90,6 +98,26 @@ def _perform(ground: Ground, segment: Segment, metadata: Segment) -> object:
             control=ControlLink(control),
             calls=calls,
         )
-        instance.call(messages.Call(request=1, export="same", arguments=[1]))
+        with ClientRing(core, cells_of(_FUNCTIONS)) as ring:
+            _call(Service(instance, ControlLink(control)), ring, client)
         instance.attachment.detach()
     return instance
+
+
+def _call(service: Service, ring: ClientRing, client: Channel) -> None:
+    """Open the ring, and call through it until the worker has done whatever it does with every call."""
+    bells = [os.eventfd(0) for _ in range(3)]
+    client.send(codec.encode(messages.OpenRing()), [ring.descriptor, *bells])
+    service.step()
+    for _ in range(ROUNDS):
+        request = ring.request(0, _FUNCTIONS["same"])
+        packed = request.pack([1])
+        assert packed, "the number is one that the function takes"
+        ring.submit(request)
+        os.eventfd_write(bells[0], 1)
+        service.step()  # runs it, and sleeps until it hears the doorbell
+        answer = ring.wait(request)
+        assert answer == layout.RING_DONE, "the function returns"
+        ring.give(request)
+    for bell in bells:
+        os.close(bell)

@@ -22,6 +22,8 @@ having compared that, and then compares the high half:
 The high half is given as a *private* futex, which has another key than the shared one at the same address: nobody wakes it, so
 that a wake meant for a 32-bit waiter at the high half is not spent on a 64-bit one. A kernel without futex_waitv (before 5.16, or
 a sandbox that hides it) is asked for short sleeps instead, with a comparison of all 64 bits between them.
+
+A wait with an `Alarm` is the same with one more word: the waiter is queued there too, or finds that it has changed.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ import errno
 import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import UnsupportedError
@@ -41,7 +44,7 @@ MOST_WAKES: Final = (1 << 31) - 1
 """The kernel counts the woken in an `int`."""
 
 STEP_NS: Final = 10_000_000
-"""How long a 64-bit wait sleeps before it compares again, where the kernel has no futex_waitv."""
+"""How long a wait for more than one word sleeps before it compares again, where the kernel has no futex_waitv."""
 
 _SYS_FUTEX: Final = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
 _SYS_FUTEX_WAITV: Final = 449
@@ -104,19 +107,32 @@ class Wait(IntEnum):
     NOT_EQUAL = 1
     """The word did not hold what was expected: nothing was waited for."""
     TIMED_OUT = 2
+    ALARMED = 3
+    """The alarm rang. Nothing is known of the word that was waited for."""
 
 
-def wait32(address: NativeAddress, expected: int, deadline: int | None = None) -> Wait:
+class Alarm(NamedTuple):
+    """A second 32-bit word that ends a wait once it holds something else and `wake` was called for it."""
+
+    address: NativeAddress
+    expected: int
+
+
+def wait32(address: NativeAddress, expected: int, deadline: int | None = None, alarm: Alarm | None = None) -> Wait:
     """Sleep until woken, unless the 32-bit word at `address` does not hold `expected`.
 
     Args:
         address: A multiple of 4, in shared memory that may be mapped for reading only.
         expected: The word's value, signed or unsigned.
         deadline: When to give up (see the module's docstring); None for never.
+        alarm: What else ends the wait.
 
     Raises:
         UnsupportedError: The kernel refuses to wait there.
     """
+    if alarm is not None:
+        expected &= 0xFFFF_FFFF
+        return _wait_for_any([_Waiter(expected, address, _FUTEX2_SIZE_U32, 0)], _load32, address, expected, deadline, alarm)
     limit = _timespec(deadline)
     while True:
         if _futex_wait(_SYS_FUTEX, address, _FUTEX_WAIT_BITSET, expected & 0xFFFF_FFFF, limit, None, _ANY_BIT) == 0:
@@ -126,25 +142,14 @@ def wait32(address: NativeAddress, expected: int, deadline: int | None = None) -
             return ended
 
 
-def wait64(address: NativeAddress, expected: int, deadline: int | None = None) -> Wait:
+def wait64(address: NativeAddress, expected: int, deadline: int | None = None, alarm: Alarm | None = None) -> Wait:
     """Sleep until woken, unless the 64-bit word at `address`, a multiple of 8, does not hold `expected`; else as `wait32`."""
     expected &= (1 << 64) - 1
-    waiters = (_Waiter * 2)(
+    waiters = [
         _Waiter(expected & 0xFFFF_FFFF, address, _FUTEX2_SIZE_U32, 0),
         _Waiter(expected >> 32, address + 4, _FUTEX2_SIZE_U32 | _FUTEX2_PRIVATE, 0),
-    )
-    limit = _timespec(deadline)
-    while True:
-        if _load64(address) != expected:
-            return Wait.NOT_EQUAL
-        if _futex_waitv(_SYS_FUTEX_WAITV, waiters, len(waiters), 0, limit, _CLOCK_MONOTONIC) >= 0:
-            return Wait.WOKEN
-        failure = ctypes.get_errno()
-        if failure in {errno.ENOSYS, errno.EPERM}:
-            return _wait64_in_steps(address, expected, deadline)
-        ended = _ended(failure)
-        if ended is not None:
-            return ended
+    ]
+    return _wait_for_any(waiters, _load64, address, expected, deadline, alarm)
 
 
 def wake(address: NativeAddress, count: int = MOST_WAKES) -> int:
@@ -161,10 +166,48 @@ def wake(address: NativeAddress, count: int = MOST_WAKES) -> int:
     return woken
 
 
-def _wait64_in_steps(address: NativeAddress, expected: int, deadline: int | None) -> Wait:
-    """Do what `wait64` does, on a kernel without futex_waitv: a change that no wake announced in time ends a step later."""
+def _wait_for_any(
+    waiters: Sequence[_Waiter],
+    load: Callable[[NativeAddress], int],
+    address: NativeAddress,
+    expected: int,
+    deadline: int | None,
+    alarm: Alarm | None,
+) -> Wait:
+    """Sleep at several words at once, of which `address` is the one that is waited for."""
+    given = [*waiters, *([] if alarm is None else [_Waiter(alarm.expected, alarm.address, _FUTEX2_SIZE_U32, 0)])]
+    queued = (_Waiter * len(given))(*given)
+    limit = _timespec(deadline)
+    while True:
+        if _rang(alarm):
+            return Wait.ALARMED
+        if load(address) != expected:
+            return Wait.NOT_EQUAL
+        woken = _futex_waitv(_SYS_FUTEX_WAITV, queued, len(queued), 0, limit, _CLOCK_MONOTONIC)
+        if woken >= 0:
+            return Wait.WOKEN if woken < len(waiters) else Wait.ALARMED
+        failure = ctypes.get_errno()
+        if failure in {errno.ENOSYS, errno.EPERM}:
+            return _wait_in_steps(load, address, expected, deadline, alarm)
+        if failure == errno.EAGAIN and _rang(alarm):
+            return Wait.ALARMED
+        ended = _ended(failure)
+        if ended is not None:
+            return ended
+
+
+def _wait_in_steps(
+    load: Callable[[NativeAddress], int],
+    address: NativeAddress,
+    expected: int,
+    deadline: int | None = None,
+    alarm: Alarm | None = None,
+) -> Wait:
+    """Do what `_wait_for_any` does, on a kernel without futex_waitv: what no wake announced in time ends the wait a step later."""
     ended = Wait.NOT_EQUAL
-    while _load64(address) == expected:
+    while load(address) == expected:
+        if _rang(alarm):
+            return Wait.ALARMED
         step = time.monotonic_ns() + STEP_NS
         found = wait32(address, expected, step if deadline is None else min(step, deadline))
         if found is Wait.WOKEN or (found is Wait.TIMED_OUT and deadline is not None and step > deadline):
@@ -172,6 +215,14 @@ def _wait64_in_steps(address: NativeAddress, expected: int, deadline: int | None
         if found is Wait.TIMED_OUT:
             ended = Wait.WOKEN
     return ended
+
+
+def _rang(alarm: Alarm | None) -> bool:
+    return alarm is not None and _load32(alarm.address) != alarm.expected
+
+
+def _load32(address: NativeAddress) -> int:
+    return ctypes.c_uint32.from_address(address).value
 
 
 def _load64(address: NativeAddress) -> int:

@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmwasm.addresses import WINDOW_END, AppAddress, unsigned32
 from shmwasm.core.allocator import Core
+from shmwasm.core.rings import WorkerRing
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.callers import Region
 from shmwasm.engine.heap_memory import check_memories
@@ -50,6 +51,16 @@ class _MappedHeap:
         return Region(AppAddress(self.grant.start), self.mapping.view)
 
 
+class Bells(Protocol):
+    """What the core rings when a call ends (see `CoreHooks`)."""
+
+    def wake(self, slot: int) -> None:
+        """Wake who waits for the call in a slot, or for any."""
+
+    def absorb(self) -> None:
+        """Wait for a tick that is due, and make it harmless."""
+
+
 class Attachment:
     """What the instance is attached to. It is the hooks of the worker's core, too.
 
@@ -67,6 +78,7 @@ class Attachment:
         self._window: Window | None = None
         self._description: ModuleDescription | None = None
         self._heaps: list[_MappedHeap] = []
+        self._bells: Bells | None = None
         self.natives: dict[ImportName, wasmtime.Func]
         """What a guest in the same store may import natively."""
         self.natives = {("env", name): function for name, function in self._core.guest_functions.items()}
@@ -85,6 +97,15 @@ class Attachment:
         self._window = window
         self._description = description
 
+    def open_ring(self, segment: int, bells: Bells) -> WorkerRing:
+        """Return the client's call ring whose segment that is; the core rings `bells` for it from now on.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        self._bells = bells
+        return WorkerRing(self._core, segment)
+
     def attach(self, grants: Sequence[messages.Grant], descriptors: Sequence[int]) -> None:
         """Map a chain and let the guest allocate from its managed heaps. The descriptors are taken over.
 
@@ -100,11 +121,10 @@ class Attachment:
             segments, metadata = _sorted_out(grants, descriptors)
             self._window.attach([_native(grant, segment) for grant, segment in zip(grants, segments, strict=True)])
             try:
-                for grant, segment, managed in zip(grants, segments, metadata, strict=True):
-                    slot = None
-                    if managed is not None:
-                        slot = self._core.open_heap(managed, grant.metadata_size, start=AppAddress(grant.start), name=grant.name)
-                    self._heaps.append(_MappedHeap(grant, os.dup(segment), slot))
+                with self._window.unlimited():  # the core's memory may have to grow
+                    for grant, segment, managed in zip(grants, segments, metadata, strict=True):
+                        slot = None if managed is None else self._open(grant, managed)
+                        self._heaps.append(_MappedHeap(grant, os.dup(segment), slot))
             except BaseException:
                 self.detach()
                 raise
@@ -161,6 +181,16 @@ class Attachment:
         assert self._window is not None
         ctypes.memset(self._window.native_address(address), 0, size)
 
+    def wake(self, slot: int) -> None:
+        """Wake who waits for a call (see `CoreHooks`)."""
+        assert self._bells is not None
+        self._bells.wake(slot)
+
+    def absorb(self) -> None:
+        """Wait for a tick that is due (see `CoreHooks`)."""
+        assert self._bells is not None
+        self._bells.absorb()
+
     # ------------------------------------------------------------
 
     def _check(self, grants: Sequence[messages.Grant]) -> None:
@@ -169,6 +199,9 @@ class Attachment:
             if self._description is not None:
                 check_memories(self._description, WINDOW_END, heap=heap)
             raise AttachError(heap, "the instance's module has no memory to map it into")
+
+    def _open(self, grant: messages.Grant, metadata: int) -> HeapSlot:
+        return self._core.open_heap(metadata, grant.metadata_size, start=AppAddress(grant.start), name=grant.name)
 
     def _guest_start(self, heap: _MappedHeap) -> AppAddress:
         assert self._window is not None

@@ -16,6 +16,7 @@ from shmwasm.errors import HostFunctionError, InstantiationError, UnsupportedErr
 if TYPE_CHECKING:
     from shmwasm.engine.callers import Caller
     from shmwasm.protocol import messages
+    from shmwasm.worker.calls import RingCalls
     from shmwasm.worker.links import ClientLink
 
 
@@ -32,8 +33,8 @@ class HostFunctions:
         self._number = number
         self._client = client
         self._new_caller = new_caller
-        self.request: int | None = None
-        """The number of the client's call that runs; None while the client waits for no call."""
+        self.calls: RingCalls | None = None
+        """What runs the client's calls; None before the first, while the client waits for none."""
 
     def load(self, plan: messages.SpawnPlan, description: ModuleDescription) -> dict[ImportName, Callable[..., Any]]:
         """Return the plan's functions by what they are imported as.
@@ -84,9 +85,9 @@ class HostFunctions:
 
     def _client_function(self, index: int) -> Callable[..., Any]:
         def run(*arguments: float) -> Any:
-            if self.request is None:
+            if self.calls is None:
                 raise UnsupportedError("a host function of the client", "the client cannot serve it before the instance exists")
-            results = self._client.call_host(self.request, index, list(arguments))
+            results = self._client.call_host(self.calls.running, index, list(arguments))
             return results if len(results) > 1 else results[0] if results else None
 
         return run

@@ -1,10 +1,9 @@
-"""The worker's one instance: made from a plan, called, attached, looked at."""
+"""The worker's one instance: made from a plan, attached, looked at, and called through a ring."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmwasm.addresses import WINDOW_END
@@ -12,32 +11,21 @@ from shmwasm.engine.callers import Caller
 from shmwasm.engine.guests import Guest, Nest
 from shmwasm.engine.heap_memory import check_memories, is_wide
 from shmwasm.engine.traps import GuestTrapError
-from shmwasm.errors import (
-    CallTimeoutError,
-    HostFunctionError,
-    InstantiationError,
-    InvalidFreeError,
-    ShmwasmError,
-    UnsupportedError,
-    WorkerTrapError,
-    to_wire,
-)
+from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, UnsupportedError, WorkerTrapError, to_wire
 from shmwasm.protocol import messages
+from shmwasm.worker.calls import RingCalls, error_of
 from shmwasm.worker.hosting import HostFunctions
 from shmwasm.worker.links import ClientLink, leave
 from shmwasm.worker.waiting import Waiting
-from shmwasm.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import wasmtime
 
     from shmwasm.engine.modules import ModuleDescription
     from shmwasm.posix.channels import Channel
+    from shmwasm.posix.futexes import Alarm
     from shmwasm.worker.attachment import Attachment
     from shmwasm.worker.links import ControlLink
-
-INVALID_FREE: Final = "invalid_free"
-"""The code of a trap because the guest freed what is no live block."""
 
 _INITIALIZE: Final = "_initialize"
 """What a WASI reactor wants to be called before all else."""
@@ -50,6 +38,7 @@ class Ground(NamedTuple):
     attachment: Attachment
     code: wasmtime.Module
     description: ModuleDescription
+    dispatcher: wasmtime.Module
 
 
 class Instance:
@@ -80,7 +69,9 @@ class Instance:
         self.client = ClientLink(calls, self.share_memory)
         self._memory_was_sent = False
         self._is_64 = is_wide(ground.description)
-        self._watchdog = Watchdog(ground.nest.store.engine.increment_epoch)
+        self._ground = ground
+        self.calls: RingCalls | None = None
+        """What runs the client's calls, once the client has sent a ring."""
         self._host = HostFunctions(self.number, self.client, self._new_caller)
         self._enter(plan.working_directory)
         functions = self._host.load(plan, ground.description)
@@ -89,7 +80,6 @@ class Instance:
         start = min((grant.start for grant in message.grants), default=WINDOW_END)
         if message.grants:
             check_memories(ground.description, start, heap=message.grants[0].name)
-        self._running: messages.Call | None = None
         self._guest: Guest | None = None  # host functions that the start function calls look for it
         self._guest = Guest(
             self.number,
@@ -100,25 +90,25 @@ class Instance:
             functions=functions,
             wasi=plan.wasi,
             numbers={(given.module, given.name): given.number for given in plan.numbers},
-            futexes=Waiting(deadline=lambda: self._watchdog.deadline, overdue=self._overdue),
+            futexes=Waiting(self._alarm),
             start=start,
+            memory_limit=plan.memory_limit,
         )
         self.attachment.use(self._guest.window, ground.description)
         if message.grants:
             self.attachment.attach(message.grants, granted)
         self._initialize()
 
-    def call(self, call: messages.Call) -> messages.CallReply:
-        """Run a call to its end, and return what to answer."""
-        self._host.request = call.request
-        self._running = call
-        try:
-            return messages.Return(request=call.request, results=list(self._run(call)))
-        except ShmwasmError as error:
-            code, facts = to_wire(error)
-            return messages.Raised(request=call.request, code=code, facts=facts)
-        finally:
-            self._host.request = self._running = None
+    def open_ring(self, descriptors: Sequence[int]) -> None:
+        """Serve calls through the ring that came with these descriptors, which are taken over.
+
+        Raises:
+            ProtocolError: There is none, or a second one.
+        """
+        if self.calls is not None:
+            raise ProtocolError("the client sent a second call ring")
+        self.calls = RingCalls(self.number, self._running_guest(), self._ground, self.client, descriptors)
+        self._host.calls = self.calls
 
     def share_memory(self, request: messages.ShareMemory) -> tuple[messages.CallReply, Sequence[int]]:
         """Return the answer to a client that wants to see the linear memory, and the descriptors that travel with it."""
@@ -135,45 +125,8 @@ class Instance:
         self._memory_was_sent = True
         return messages.MemoryShared(request=request.request, size=shared.size, capacity=shared.capacity), descriptors
 
-    def _run(self, call: messages.Call) -> Sequence[int | float]:
-        guest = self._running_guest()
-        function = guest.function(call.export)
-        limited = call.timeout > 0
-        late = False
-        if limited:
-            self._watchdog.arm(call.timeout)
-        try:
-            return function.call(call.arguments)
-        except GuestTrapError as error:
-            stopped = error
-        finally:
-            if limited:
-                late = self._watchdog.disarm()
-                if late:
-                    guest.resume_from_interruption()
-        if stopped.description.exit_code == 0 and not function.type.results:
-            return ()
-        if late and stopped.description.interrupted:
-            raise self._overdue() from None
-        raise self._error(call.export, stopped) from None
-
-    def _overdue(self) -> CallTimeoutError:
-        """Return the error of the call that runs, which is overdue."""
-        assert self._running is not None
-        return CallTimeoutError(self.number, self._running.export, self._running.timeout)
-
-    def _error(self, export: str, stopped: GuestTrapError) -> ShmwasmError:
-        """Return what the caller of `export` is told of a guest that stopped."""
-        trap = stopped.description
-        match stopped.__cause__:
-            case HostFunctionError() as raised:
-                return replace(raised, instance=self.number, export=export, backtrace=trap.backtrace)
-            case InvalidFreeError() as refused:
-                return WorkerTrapError(self.number, export, str(refused), INVALID_FREE, trap.backtrace)
-            case ShmwasmError() as failure:
-                return failure
-            case _:
-                return trap.to_error(self.number, export)
+    def _alarm(self) -> Alarm | None:
+        return None if self.calls is None else self.calls.interrupter.alarm
 
     def _initialize(self) -> None:
         guest = self._running_guest()
@@ -181,7 +134,7 @@ class Instance:
             try:
                 guest.function(_INITIALIZE).call(())
             except GuestTrapError as stopped:
-                error = self._error(_INITIALIZE, stopped)
+                error = error_of(self.number, _INITIALIZE, stopped)
                 reason = error.trap if isinstance(error, WorkerTrapError) else error
                 raise InstantiationError(self.number, f"its function {_INITIALIZE!r} stopped: {reason}") from None
 

@@ -36,6 +36,12 @@ def leave(code: int = 0) -> NoReturn:
     os._exit(code)
 
 
+def give_up(violation: ProtocolError) -> NoReturn:
+    """End this process because nobody can understand what it was told."""
+    sys.stderr.write(f"shmwasm worker: {violation}\n")
+    leave(os.EX_PROTOCOL)
+
+
 class ControlLink:
     """The channel to the coordinator."""
 
@@ -101,16 +107,10 @@ class ClientLink:
     ) -> None:
         self._channel = channel
         self._share_memory = share_memory
-        self._put_off: deque[messages.Call] = deque()
 
     def fileno(self) -> int:
         """Return the channel's descriptor, to wait on."""
         return self._channel.fileno()
-
-    @property
-    def has_put_off(self) -> bool:
-        """Whether a call was put off."""
-        return bool(self._put_off)
 
     def send(self, reply: messages.CallReply, descriptors: Sequence[int] = ()) -> None:
         """Send a reply, or exit where there is nobody to receive it."""
@@ -119,13 +119,16 @@ class ClientLink:
         except ClosedError:
             leave()
 
-    def receive_call(self) -> messages.Call | None:
-        """Return the next call, put off or new; None where something else came, which has been served."""
-        if self._put_off:
-            return self._put_off.popleft()
-        match self._receive():
-            case messages.Call() as call:
-                return call
+    def serve(self) -> list[int] | None:
+        """Serve the next message; return the descriptors that came with it if it was `OpenRing`, which is the caller's to serve.
+
+        Raises:
+            ProtocolError: It is out of place.
+        """
+        message, descriptors = self._receive()
+        match message:
+            case messages.OpenRing():
+                return descriptors
             case messages.ShareMemory() as request:
                 self.send(*self._share_memory(request))
                 return None
@@ -140,21 +143,23 @@ class ClientLink:
         """
         self.send(messages.HostCall(request=request, index=index, arguments=arguments))
         while True:
-            match self._receive():
+            message, _ = self._receive()
+            match message:
                 case messages.HostReturn(code="", results=results):
                     return results
                 case messages.HostReturn(code=code, facts=facts):
                     raise from_wire(code, facts)
                 case messages.ShareMemory() as request_to_share:
                     self.send(*self._share_memory(request_to_share))
-                case messages.Call() as call:
-                    self._put_off.append(call)
+                case messages.OpenRing():
+                    give_up(ProtocolError("the client sent a second call ring"))
 
-    def _receive(self) -> messages.CallMessage:
+    def _receive(self) -> tuple[messages.CallMessage, list[int]]:
         message, descriptors = _next(self._channel, codec.call_messages)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        return message
+        if not isinstance(message, messages.OpenRing):
+            while descriptors:
+                os.close(descriptors.pop())
+        return message, descriptors
 
 
 def _next(channel: Channel, decoder: codec.Decoder[M]) -> tuple[M, list[int]]:
@@ -167,6 +172,5 @@ def _next(channel: Channel, decoder: codec.Decoder[M]) -> tuple[M, list[int]]:
         if packet is not None:
             return decoder.decode(packet[0]), packet[1]
     except ProtocolError as error:
-        sys.stderr.write(f"shmwasm worker: {error}\n")
-        leave(os.EX_PROTOCOL)
+        give_up(error)
     leave()

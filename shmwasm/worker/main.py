@@ -23,10 +23,10 @@ from shmwasm.worker.service import serve
 if TYPE_CHECKING:
     from shmwasm.worker.instance import Ground
 
-_CONTROL: Final = 1
-_CALLS: Final = 2
-_FIRST_GRANTED: Final = 3
-"""Places of the descriptors in `messages.Fork`; the first is the artifact's, which the launcher has loaded already."""
+_CONTROL: Final = 2
+_CALLS: Final = 3
+_FIRST_GRANTED: Final = 4
+"""Places of the descriptors in `messages.Fork`; the first two are artifacts, which the launcher has loaded already."""
 
 
 def run_worker(launcher: int, message: messages.Fork, descriptors: Sequence[int], ground: Ground) -> NoReturn:

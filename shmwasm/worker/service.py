@@ -1,4 +1,11 @@
-"""The worker's loop: calls from the client, and between them what the coordinator wants."""
+"""The worker's loop: calls from the client's ring, and between them what came over the channels.
+
+Theory
+------
+The calls are the dispatcher's affair. It comes back for whatever is not a call, and when there is none: then the worker sleeps
+until somebody rings the doorbell or sends a message. What the coordinator sent comes first, as it may have waited for many calls;
+only `Stop` waits for the calls that the client made before it asked for it.
+"""
 
 from __future__ import annotations
 
@@ -6,65 +13,107 @@ import select
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from shmwasm.core import layout
 from shmwasm.errors import ProtocolError, ShmwasmError, to_wire
 from shmwasm.protocol import messages
-from shmwasm.worker.links import leave
+from shmwasm.worker.links import give_up, leave
 
 if TYPE_CHECKING:
+    from shmwasm.worker.calls import RingCalls
     from shmwasm.worker.instance import Instance
     from shmwasm.worker.links import ControlLink
 
 
 def serve(instance: Instance, control: ControlLink) -> NoReturn:
-    """Serve until either channel ends or the coordinator says `Stop`; then exit with code 0.
-
-    What the coordinator sent comes first: it may have waited for a whole call. Only `Stop` waits for the calls that the client
-    made before it asked for it.
-    """
-    client = instance.client
-    poll = select.poll()
-    poll.register(control.fileno(), select.POLLIN)
-    poll.register(client.fileno(), select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll(0 if control.has_put_off or client.has_put_off else None)}
-        if control.has_put_off or control.fileno() in ready:
-            _obey(instance, control, *control.receive())
-        elif client.has_put_off or client.fileno() in ready:
-            _serve_client(instance)
+    """Serve until either channel ends or the coordinator says `Stop`; then exit with code 0."""
+    service = Service(instance, control)
+    try:
+        while True:
+            service.step()
+    except ProtocolError as violation:
+        give_up(violation)
 
 
-def _serve_client(instance: Instance) -> None:
-    call = instance.client.receive_call()
-    if call is not None:
-        instance.client.send(instance.call(call))
+class Service:
+    """Serves an instance step by step."""
 
+    def __init__(self, instance: Instance, control: ControlLink) -> None:
+        self._instance = instance
+        self._control = control
+        self._control_number = control.fileno()
+        self._client_number = instance.client.fileno()
+        self._stopping = False
+        self._poll = select.poll()
+        self._poll.register(self._control_number, select.POLLIN)
+        self._poll.register(self._client_number, select.POLLIN)
 
-def _finish_calls(instance: Instance) -> None:
-    """Serve what the client has sent so far."""
-    poll = select.poll()
-    poll.register(instance.client.fileno(), select.POLLIN)
-    while instance.client.has_put_off or poll.poll(0):
-        _serve_client(instance)
+    def step(self) -> None:
+        """Run calls until the dispatcher asks for something, and do that: at the latest sleep, and do what woke us.
 
+        Raises:
+            ProtocolError: A message is out of place.
+        """
+        calls = self._instance.calls
+        if calls is None:
+            self._handle(self._wait())
+            return
+        match calls.run():
+            case layout.RING_ATTENTION:
+                calls.attend()
+                while self._client_number in (ready := self._ready(0)):
+                    self._handle(ready)
+            case layout.RING_WATCH:
+                calls.watch()
+            case layout.RING_PAUSE:
+                self._handle(self._ready(0))
+            case _:
+                self._park(calls)
 
-def _obey(instance: Instance, control: ControlLink, message: messages.CoordinatorToWorker, descriptors: Sequence[int]) -> None:
-    match message:
-        case messages.MapChain(request=request, grants=grants):
-            try:
-                instance.attachment.attach(grants, descriptors)
-            except ShmwasmError as error:
-                code, facts = to_wire(error)
-                control.send(messages.Failed(request=request, code=code, facts=facts))
-            else:
-                control.send(messages.Done(request=request))
-        case messages.UnmapChain(request=request):
-            instance.attachment.detach()
-            control.send(messages.Done(request=request))
-        case messages.Recall(heap=heap):
-            instance.attachment.recall(heap)
-            control.send(messages.Recalled(heap=heap))
-        case messages.Stop():
-            _finish_calls(instance)
+    def _park(self, calls: RingCalls) -> None:
+        if not calls.park():
+            return
+        ready = self._wait()
+        calls.unpark(rung=calls.doorbell in ready)
+        self._handle(ready)
+
+    def _wait(self) -> set[int]:
+        """Wait until something can be read, and return what; where there is nothing left to do, exit."""
+        ready = self._ready(0 if self._stopping or self._control.has_put_off else None)
+        if self._stopping and not ready - {self._control_number} and not self._control.has_put_off:
             leave()
-        case messages.Leased() | messages.Alive():
-            raise ProtocolError(f"the coordinator sent {type(message).__name__}, which was not asked for")
+        return ready
+
+    def _ready(self, timeout: float | None) -> set[int]:
+        return {number for number, _ in self._poll.poll(timeout)}
+
+    def _handle(self, ready: set[int]) -> None:
+        """Take one message from each channel that has some."""
+        if self._control.has_put_off or self._control_number in ready:
+            self._obey(*self._control.receive())
+        if self._client_number in ready:
+            descriptors = self._instance.client.serve()
+            if descriptors is not None:
+                self._instance.open_ring(descriptors)
+                assert self._instance.calls is not None
+                self._poll.register(self._instance.calls.doorbell, select.POLLIN)
+
+    def _obey(self, message: messages.CoordinatorToWorker, descriptors: Sequence[int]) -> None:
+        match message:
+            case messages.MapChain(request=request, grants=grants):
+                try:
+                    self._instance.attachment.attach(grants, descriptors)
+                except ShmwasmError as error:
+                    code, facts = to_wire(error)
+                    self._control.send(messages.Failed(request=request, code=code, facts=facts))
+                else:
+                    self._control.send(messages.Done(request=request))
+            case messages.UnmapChain(request=request):
+                self._instance.attachment.detach()
+                self._control.send(messages.Done(request=request))
+            case messages.Recall(heap=heap):
+                self._instance.attachment.recall(heap)
+                self._control.send(messages.Recalled(heap=heap))
+            case messages.Stop():
+                self._stopping = True
+            case messages.Leased() | messages.Alive():
+                raise ProtocolError(f"the coordinator sent {type(message).__name__}, which was not asked for")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END, AppAddress
-from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, metadata_size
+from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, layout, metadata_size
+from shmwasm.core.dispatching import cells_of, dispatched, dispatcher_text
+from shmwasm.core.requests import Request
+from shmwasm.core.rings import ClientRing
 from shmwasm.engine.cache import Cache
-from shmwasm.engine.compiling import CompiledModule, compile_module
+from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
-from shmwasm.engine.modules import deserialize
+from shmwasm.engine.modules import FunctionType, deserialize
 from shmwasm.engine.wasi import compile_adapters
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.programs import start_program
@@ -28,15 +32,26 @@ PATIENCE = 30.0
 
 
 class WorkerHandle:
-    """A forked worker, as its coordinator and its client see it."""
+    """A forked worker, as its coordinator and its client see it.
 
-    def __init__(self, number: int, control: Channel, calls: Channel) -> None:
+    As its client it never sleeps but in `hear` and `answer`: it looks at the ring until a call has ended.
+    """
+
+    def __init__(self, number: int, control: Channel, calls: Channel, core: Core, functions: dict[str, FunctionType]) -> None:
         self.number = number
         self.control = control
         self.calls = calls
         self.pid = 0
         self.pidfd = -1
-        self._requests = itertools.count(1)
+        self.doorbell, self.completion, self.interrupts = (os.eventfd(0) for _ in range(3))
+        self.ring = ClientRing(core, cells_of(functions))
+        self._functions = functions
+        self._numbers = {name: number for number, name in enumerate(dispatched(functions))}
+        self._open = True
+
+    def open_ring(self) -> None:
+        """Say the first thing that a client says."""
+        self.ask(messages.OpenRing(), [self.ring.descriptor, self.doorbell, self.completion, self.interrupts])
 
     def hear(self) -> Any:
         """Return what the worker says to its coordinator next; None at the end."""
@@ -47,9 +62,10 @@ class WorkerHandle:
         """Say something as the coordinator."""
         self.control.send(codec.encode(message), descriptors)
 
-    def ask(self, message: messages.CallMessage) -> None:
+    def ask(self, message: messages.CallMessage, descriptors: Sequence[int] = ()) -> None:
         """Say something as the client."""
-        self.calls.send(codec.encode(message))
+        self.calls.send(codec.encode(message), descriptors)
+        self.ring.call_attention()
 
     def answer(self) -> Any:
         """Return what the worker says to its client next; None at the end."""
@@ -60,30 +76,74 @@ class WorkerHandle:
         packet = self.calls.receive(timeout=PATIENCE)
         return (codec.call_replies.decode(packet[0]), packet[1]) if packet else (None, [])
 
-    def start_call(self, export: str, *arguments: float, timeout: float = 0.0) -> int:
-        """Start a call; return its number."""
-        request = next(self._requests)
-        self.ask(messages.Call(request=request, export=export, arguments=list(arguments), timeout=timeout))
+    def prepare(self, export: str, *arguments: float) -> Request:
+        """Return a request for a call, to be submitted."""
+        request = self.ring.request(self._numbers[export], self._functions[export])
+        assert request.pack(arguments)
         return request
 
-    def end_call(self, request: int) -> list[int | float]:
+    def submit(self, request: Request, flags: int = 0) -> None:
+        """Submit it, and ring the doorbell if that must be."""
+        answer = self.ring.submit(request, flags)
+        assert answer & ~layout.RING_DOORBELL == layout.RING_PENDING
+        if answer & layout.RING_DOORBELL:
+            os.eventfd_write(self.doorbell, 1)
+
+    def start_call(self, export: str, *arguments: float, flags: int = 0) -> Request:
+        """Start a call."""
+        request = self.prepare(export, *arguments)
+        self.submit(request, flags)
+        return request
+
+    def wait(self, request: Request, timeout: float = 0.0) -> int:
+        """Look until a call has ended, and return its answer; interrupt it after `timeout` seconds, if that is set."""
+        began = time.monotonic()
+        due = began + timeout if timeout else None
+        while (answer := self.ring.wait(request, 100)) == layout.RING_PENDING:
+            now = time.monotonic()
+            assert now < began + PATIENCE, "the call does not end"
+            if due is not None and now >= due and self.interrupt(request.sequence) != layout.CALL_RUNNING:
+                due = None
+        return answer
+
+    def interrupt(self, sequence: int) -> int:
+        """End a call early if possible; return in what state it was found (see `ClientRing.end_early`)."""
+        found = self.ring.end_early(sequence)
+        if found == layout.CALL_INTERRUPTING:
+            os.eventfd_write(self.interrupts, 1)
+        return found
+
+    def end_call(self, request: Request, timeout: float = 0.0) -> list[int | float]:
         """Return the results of a call, or raise what it raised."""
-        reply = self.answer()
-        assert reply is not None, "the worker is gone"
-        assert reply.request == request
-        if isinstance(reply, messages.Raised):
-            raise errors.from_wire(reply.code, reply.facts)
-        assert isinstance(reply, messages.Return)
-        return reply.results
+        answer = self.wait(request, timeout)
+        if answer == layout.RING_DONE:
+            return list(request.results())
+        assert answer == layout.RING_FAILED
+        if request.status == layout.CALL_TRAPPED:
+            raised = self.answer()
+            assert isinstance(raised, messages.Raised)
+            assert raised.request == request.sequence
+            raise errors.from_wire(raised.code, raised.facts)
+        assert request.status == layout.CALL_OVERDUE
+        raise errors.CallTimeoutError(self.number, "", timeout)
 
     def call(self, export: str, *arguments: float, timeout: float = 0.0) -> list[int | float]:
         """Call, and return the results, or raise what it raised."""
-        return self.end_call(self.start_call(export, *arguments, timeout=timeout))
+        request = self.start_call(export, *arguments, flags=layout.CALL_TIMED if timeout else 0)
+        try:
+            return self.end_call(request, timeout)
+        finally:
+            self.ring.give(request)
 
     def close(self) -> None:
-        """Close both channels."""
+        """Close both channels, and the ring."""
         self.control.close()
         self.calls.close()
+        if self._open:
+            self._open = False
+            self.ring.close()
+            for descriptor in (self.doorbell, self.completion, self.interrupts):
+                os.close(descriptor)
         if self.pidfd >= 0:
             os.close(self.pidfd)
 
@@ -99,7 +159,10 @@ class LauncherHandle:
         self.workers: list[WorkerHandle] = []
         self._numbers = itertools.count(2)
         self._modules: list[CompiledModule] = []
+        self._dispatchers: dict[str, CompiledModule] = {}
         self._exited: set[int] = set()
+        self._engine = new_engine(parallel_compilation=False)
+        self._core = Core(new_store(self._engine), deserialize(self._engine, core.descriptor), owner=1000, hooks=NoHooks())
 
     def hear(self) -> Any:
         """Return what the launcher says next, having kept the pidfd of a `Forked`."""
@@ -115,8 +178,16 @@ class LauncherHandle:
 
     def compile(self, text: str) -> CompiledModule:
         """Return a compiled module, closed with this handle."""
-        self._modules.append(compile_module(text))
+        self._modules.append(compile_module(text, engine=self._engine))
         return self._modules[-1]
+
+    def dispatcher(self, module: CompiledModule) -> CompiledModule:
+        """Return a module's dispatcher, closed with this handle."""
+        found = self._dispatchers.get(module.key)
+        if found is None:
+            text = dispatcher_text(module.functions)
+            found = self._dispatchers[module.key] = compile_companion(module, "test", lambda: text, engine=self._engine)
+        return found
 
     def start_fork(
         self,
@@ -129,14 +200,21 @@ class LauncherHandle:
         """Ask for a worker."""
         control, their_control = Channel.pair()
         calls, their_calls = Channel.pair()
-        worker = WorkerHandle(next(self._numbers), control, calls)
+        worker = WorkerHandle(next(self._numbers), control, calls, self._core, module.functions)
         self.workers.append(worker)
         spawn_plan = messages.SpawnPlan(module_key=module.key, module_name=module.name, **plan)
         with their_control, their_calls:
             self.channel.send(
                 codec.encode(messages.Fork(worker=worker.number, plan=spawn_plan, grants=list(grants))),
-                [module.descriptor, their_control.fileno(), their_calls.fileno(), *descriptors],
+                [
+                    module.descriptor,
+                    self.dispatcher(module).descriptor,
+                    their_control.fileno(),
+                    their_calls.fileno(),
+                    *descriptors,
+                ],
             )
+        worker.open_ring()
         return worker
 
     def fork(self, module: CompiledModule | str, **options: Any) -> WorkerHandle:
@@ -158,8 +236,7 @@ class LauncherHandle:
         while living - self._exited:
             self.hear()
         self.workers.clear()
-        while self._modules:
-            self._modules.pop().close()
+        self._close_modules()
 
     def close(self) -> None:
         """Go as a coordinator goes, and wait for the launcher to end."""
@@ -172,8 +249,13 @@ class LauncherHandle:
             self.process.wait()
             for worker in self.workers:
                 worker.close()
-            for module in self._modules:
-                module.close()
+            self._close_modules()
+
+    def _close_modules(self) -> None:
+        for module in (*self._modules, *self._dispatchers.values()):
+            module.close()
+        self._modules.clear()
+        self._dispatchers.clear()
 
 
 class ManagedHeap:
@@ -186,7 +268,7 @@ class ManagedHeap:
         engine = new_engine(parallel_compilation=False)
         self._store = new_store(engine)
         self._code = deserialize(engine, core.descriptor)
-        self.core = Core(self._store, self._code, owner=COORDINATOR, hooks=_NoHooks())
+        self.core = Core(self._store, self._code, owner=COORDINATOR, hooks=NoHooks())
         self.segment = Segment.create(slabs * SLAB_SIZE, name_for_errors=self.NAME)
         self.metadata = Segment.create(metadata_size(slabs), name_for_errors=self.NAME)
         self.authority = HeapAuthority.create(
@@ -220,7 +302,7 @@ class ManagedHeap:
         self._code.close()
 
 
-class _NoHooks:
+class NoHooks:
     def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
         raise AssertionError
 
@@ -231,6 +313,12 @@ class _NoHooks:
         raise AssertionError
 
     def scrub(self, address: AppAddress, size: int) -> None:
+        raise AssertionError
+
+    def wake(self, slot: int) -> None:
+        raise AssertionError
+
+    def absorb(self) -> None:
         raise AssertionError
 
 

@@ -16,13 +16,23 @@ import pytest
 from shmwasm.addresses import OS_PAGE, NativeAddress
 from shmwasm.errors import UnsupportedError
 from shmwasm.posix import futexes
-from shmwasm.posix.futexes import Wait, wait32, wait64, wake
+from shmwasm.posix.futexes import Alarm, Wait, wait32, wait64, wake
 from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.posix.segments import Segment
 
 PATIENCE = 20.0
 HIGH = 1 << 32
-WAITS64 = pytest.mark.parametrize("wait", [wait64, futexes._wait64_in_steps], ids=["waitv", "steps"])
+
+
+def wait64_in_steps(address: NativeAddress, expected: int, deadline: int | None = None, alarm: Alarm | None = None) -> Wait:
+    return futexes._wait_in_steps(futexes._load64, address, expected & ((1 << 64) - 1), deadline, alarm)
+
+
+def wait32_in_steps(address: NativeAddress, expected: int, deadline: int | None = None, alarm: Alarm | None = None) -> Wait:
+    return futexes._wait_in_steps(futexes._load32, address, expected & 0xFFFF_FFFF, deadline, alarm)
+
+
+WAITS64 = pytest.mark.parametrize("wait", [wait64, wait64_in_steps], ids=["waitv", "steps"])
 
 
 class Shared:
@@ -118,14 +128,14 @@ def test_a_value_may_be_given_signed_or_unsigned(shared):
     assert wait64(shared.at(8), -2, past) is Wait.TIMED_OUT
 
 
-@pytest.mark.parametrize("wait", [wait32, wait64, futexes._wait64_in_steps], ids=["32", "waitv", "steps"])
+@pytest.mark.parametrize("wait", [wait32, wait64, wait64_in_steps], ids=["32", "waitv", "steps"])
 def test_a_wait_ends_at_its_deadline_and_not_before(shared, wait):
     deadline = time.monotonic_ns() + 30_000_000
     assert wait(shared.address, 0, deadline) is Wait.TIMED_OUT
     assert time.monotonic_ns() >= deadline
 
 
-@pytest.mark.parametrize("wait", [wait32, wait64, futexes._wait64_in_steps], ids=["32", "waitv", "steps"])
+@pytest.mark.parametrize("wait", [wait32, wait64, wait64_in_steps], ids=["32", "waitv", "steps"])
 @pytest.mark.parametrize("deadline", [-5, 0, 1])
 def test_a_deadline_that_has_passed_ends_the_wait_at_once(shared, wait, deadline):
     assert wait(shared.address, 0, deadline) is Wait.TIMED_OUT

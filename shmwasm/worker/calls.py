@@ -1,0 +1,177 @@
+"""The calls of a ring, as the worker runs them: the dispatcher, and what it needs Python for.
+
+Theory
+------
+The dispatcher (`core.dispatching`) takes calls and ends them without leaving wasm. It comes back when it has nothing to do, or
+something that it cannot do, or when the guest stopped. In the last case its frames are gone, and with them the call that it ran:
+that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why.
+
+What a call may expect of the store's deadline is said in `interrupting`. While a call that stopped is being ended, the deadline
+lies far ahead: its tick may be on its way, and must not trap in the core's own code, which is entered for that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from shmwasm.core import layout
+from shmwasm.core.dispatching import RUN, dispatched
+from shmwasm.engine.traps import GuestTrapError
+from shmwasm.errors import HostFunctionError, InvalidFreeError, ProtocolError, ShmwasmError, WorkerTrapError, to_wire
+from shmwasm.posix import futexes
+from shmwasm.protocol import messages
+from shmwasm.worker.interrupting import InterruptedWaitError, Interrupter
+
+if TYPE_CHECKING:
+    from shmwasm.core.rings import RunningCall
+    from shmwasm.engine.guests import Guest
+    from shmwasm.worker.instance import Ground
+    from shmwasm.worker.links import ClientLink
+
+DESCRIPTORS: Final = 4
+"""How many come with `messages.OpenRing`: the ring, the doorbell, the completion, the interrupt."""
+
+INVALID_FREE: Final = "invalid_free"
+"""The code of a trap because the guest freed what is no live block."""
+
+
+class RingCalls:
+    """Runs what a client calls through its ring. It is what the core rings its bells with, too (see `Attachment.open_ring`).
+
+    Args:
+        number: The instance's number, for errors.
+        guest: Whose functions are called.
+        ground: The module's dispatcher, and the core.
+        client: Who is told of traps.
+        descriptors: Those of `messages.OpenRing`, which are taken over.
+
+    Raises:
+        ProtocolError: They are not what they should be.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        guest: Guest,
+        ground: Ground,
+        client: ClientLink,
+        descriptors: Sequence[int],
+    ) -> None:
+        if len(descriptors) != DESCRIPTORS:
+            raise ProtocolError(f"OpenRing with {len(descriptors)} descriptors")
+        segment, self.doorbell, self._completion, interrupt = descriptors
+        self._number = number
+        self._guest = guest
+        self._client = client
+        self._ring = ground.attachment.open_ring(segment, self)
+        os.close(segment)
+        self._names = dispatched(guest.types)
+        given = [self._ring.imports()[name] for name in ("memory", "ring_next", "ring_end")]
+        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
+        self._arguments = (self._ring.address,)
+        self.interrupter = Interrupter(guest.tick, interrupt)
+
+    @property
+    def running(self) -> int:
+        """The number of the call that runs."""
+        return self._ring.sequence
+
+    def run(self) -> int:
+        """Run calls until the dispatcher asks for something; return what: `layout.RING_PARK` and so on."""
+        while True:
+            try:
+                return int(self._run.call(self._arguments)[0])
+            except GuestTrapError as error:
+                stopped = error
+            self._end_stopped(stopped)
+
+    def park(self) -> bool:
+        """Say that the worker is about to sleep; return whether it may. `unpark` follows."""
+        return self._ring.park()
+
+    def unpark(self, *, rung: bool) -> None:
+        """Say that it is awake, and take note of the doorbell if it was rung.
+
+        Raises:
+            ProtocolError: There is no doorbell.
+        """
+        self._ring.unpark()
+        if rung:
+            try:
+                os.eventfd_read(self.doorbell)
+            except OSError as failure:
+                raise ProtocolError(f"the client sent no doorbell: {failure}") from None
+
+    def attend(self) -> None:
+        """Answer `layout.RING_ATTENTION`; the client's messages are read after this."""
+        self._ring.attend()
+
+    def watch(self) -> None:
+        """Answer `layout.RING_WATCH`: see to it that calls can be interrupted."""
+        self.interrupter.start()
+        self._ring.watched()
+
+    # ------------------------------------------------------------ the core's bells
+
+    def wake(self, slot: int) -> None:
+        """Wake who sleeps at a slot's state, or the client's receiver (see `CoreHooks`)."""
+        if slot:
+            futexes.wake(self._ring.native_address(slot))
+        else:
+            with suppress(BlockingIOError):  # it is as readable as it can be
+                os.eventfd_write(self._completion, 1)
+
+    def absorb(self) -> None:
+        """Meet the tick of a call that has ended by itself (see `CoreHooks`)."""
+        self.interrupter.meet()
+        self._guest.resume_from_interruption()
+
+    # ------------------------------------------------------------ calls that stopped
+
+    def _end_stopped(self, stopped: GuestTrapError) -> None:
+        """End the call whose guest stopped."""
+        self._guest.ignore_interruptions()
+        interrupted = stopped.description.interrupted or isinstance(stopped.__cause__, InterruptedWaitError)
+        if interrupted:
+            self.interrupter.meet()
+        slot = self._ring.slot()
+        call = self._ring.call_of(slot)
+        if interrupted:
+            status = layout.CALL_OVERDUE
+        elif self._left(call, stopped):
+            status = layout.CALL_RETURNED
+            if call.calls:
+                self._ring.advance(slot)
+        else:
+            status = layout.CALL_TRAPPED
+            code, facts = to_wire(error_of(self._number, self._name(call), stopped))
+            self._client.send(messages.Raised(request=call.sequence, code=code, facts=facts))
+        self._ring.end(slot, status, interrupted=interrupted)
+        self._guest.resume_from_interruption()
+
+    def _left(self, call: RunningCall, stopped: GuestTrapError) -> bool:
+        """Return whether the guest left its function by WASI's `proc_exit`, as a program leaves `main`."""
+        return stopped.description.exit_code == 0 and not self._guest.types[self._name(call)].results
+
+    def _name(self, call: RunningCall) -> str:
+        if call.export >= len(self._names):
+            raise ProtocolError(f"the client called function {call.export} of {len(self._names)}")
+        return self._names[call.export]
+
+
+def error_of(instance: int, export: str, stopped: GuestTrapError) -> ShmwasmError:
+    """Return what the caller of `export` is told of a guest that stopped."""
+    trap = stopped.description
+    match stopped.__cause__:
+        case HostFunctionError() as raised:
+            return replace(raised, instance=instance, export=export, backtrace=trap.backtrace)
+        case InvalidFreeError() as refused:
+            return WorkerTrapError(instance, export, str(refused), INVALID_FREE, trap.backtrace)
+        case ShmwasmError() as failure:
+            return failure
+        case _:
+            return trap.to_error(instance, export)
