@@ -1,5 +1,6 @@
 """A heap in one process: several cores, each the stand-in of a process, and an authority that grants leases by the book."""
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -10,6 +11,9 @@ import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END
 from shmwasm.core import CORE_MODULE, RUN, Core, HeapAuthority, layout, metadata_size
+from shmwasm.core.dispatching import CORE, GUEST, cells_of, dispatched, dispatcher_text
+from shmwasm.core.dispatching import RUN as DISPATCHER_RUN
+from shmwasm.core.rings import ClientRing, WorkerRing
 from shmwasm.engine.config import new_engine
 from shmwasm.protocol.messages import SlabRange
 
@@ -97,6 +101,65 @@ class Machine:
         os.close(self.metadata)
 
 
+class RingHooks:
+    """The host of a core that has rings and no heaps."""
+
+    def __init__(self):
+        self.woken = []
+        self.absorbed = 0
+
+    def wake(self, slot):
+        self.woken.append(slot)
+
+    def absorb(self):
+        self.absorbed += 1
+
+
+class Pair:
+    """Both ends of a ring in one process: a client's core, and a worker's core with a guest and its dispatcher."""
+
+    def __init__(self, engine, module, guest, functions, cells=None):
+        self.client_core = self.new_core(engine, module)
+        self.client = ClientRing(self.client_core, cells_of(functions) if cells is None else cells)
+        self.store = wasmtime.Store(engine)
+        self.store.set_epoch_deadline(1 << 40)
+        self.hooks = RingHooks()
+        core = Core(self.store, module, owner=layout.OWNER_FIRST_PROCESS, hooks=self.hooks)
+        self.worker = WorkerRing(core, self.client.descriptor)
+        self.exports = wasmtime.Instance(self.store, wasmtime.Module(engine, guest), []).exports(self.store)
+        linker = wasmtime.Linker(engine)
+        for name, item in self.worker.imports().items():
+            linker.define(self.store, CORE, name, item)
+        for number, name in enumerate(dispatched(functions)):
+            linker.define(self.store, GUEST, str(number), self.exports[name])
+        dispatcher = linker.instantiate(self.store, wasmtime.Module(engine, dispatcher_text(functions)))
+        self._run = dispatcher.exports(self.store)[DISPATCHER_RUN]
+
+    @staticmethod
+    def new_core(engine, module):
+        store = wasmtime.Store(engine)
+        store.set_epoch_deadline(1 << 40)
+        return Core(store, module, owner=layout.OWNER_FIRST_PROCESS, hooks=RingHooks())
+
+    def submit(self, number, kind, arguments, flags=0):
+        """Submit a call, and return its request."""
+        request = self.client.request(number, kind)
+        if not request.pack(arguments):  # some integers are negative, and some do not fit signed
+            bits = [(1 << int(value[1:])) - 1 if value[0] == "i" else None for value in kind.parameters]
+            unsigned = [number if mask is None else number & mask for mask, number in zip(bits, arguments, strict=True)]
+            assert request.pack(unsigned)
+        assert self.client.submit(request, flags) & ~layout.RING_DOORBELL == layout.RING_PENDING
+        return request
+
+    def run(self):
+        """Let the worker run calls until it needs its host; return why."""
+        return self._run(self.store, self.worker.address)
+
+    def close(self):
+        self.worker.close()
+        self.client.close()
+
+
 @pytest.fixture(scope="session")
 def engine():
     return new_engine(parallel_compilation=True)
@@ -127,3 +190,18 @@ def machine(new_machine):
 @pytest.fixture
 def slot(machine):
     return machine.process()
+
+
+@pytest.fixture(scope="session")
+def new_pair(engine, core_module):
+    """Return a function that gives a `Pair` for a guest in the text format, and closes it."""
+
+    @contextlib.contextmanager
+    def make(guest, functions, **options):
+        pair = Pair(engine, core_module, guest, functions, **options)
+        try:
+            yield pair
+        finally:
+            pair.close()
+
+    return make
