@@ -123,7 +123,10 @@ class CoreHooks(Protocol):
         """Wake whoever sleeps on the state of the call slot at that address of the core's memory, or, for 0, the receiver."""
 
     def absorb(self) -> None:
-        """Wait for the tick that was meant for the call that has just ended, and make it harmless."""
+        """Wait for the tick that was meant for the call that has just ended, and make it harmless.
+
+        A client that died may have sent none: then the process is to end.
+        """
 
 
 class Core:
