@@ -100,6 +100,8 @@ def _perform(ground: Ground, core: Core, segment: Segment, metadata: Segment) ->
         )
         with ClientRing(core, cells_of(_FUNCTIONS)) as ring:
             _call(Service(instance, ControlLink(control)), ring, client)
+        assert instance.calls is not None
+        instance.calls.close()
         instance.attachment.detach()
     return instance
 

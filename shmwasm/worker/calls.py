@@ -73,6 +73,7 @@ class RingCalls:
         given = [self._ring.imports()[name] for name in ("memory", "ring_next", "ring_end")]
         self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
         self._arguments = (self._ring.address,)
+        self._interrupt = interrupt
         self.interrupter = Interrupter(guest.tick, interrupt)
 
     @property
@@ -114,6 +115,12 @@ class RingCalls:
         """Answer `layout.RING_WATCH`: see to it that calls can be interrupted."""
         self.interrupter.start()
         self._ring.watched()
+
+    def close(self) -> None:
+        """Let go of the ring, whose calls can not have been interrupted. A worker's exit does the same."""
+        self._ring.close()
+        for descriptor in (self.doorbell, self._completion, self._interrupt):
+            os.close(descriptor)
 
     # ------------------------------------------------------------ the core's bells
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END, AppAddress
 from shmwasm.core import CORE_MODULE, Core, HeapAuthority, HeapSlot, layout, metadata_size
 from shmwasm.core.dispatching import cells_of, dispatched, dispatcher_text
-from shmwasm.core.requests import Request
+from shmwasm.core.requests import CELL, SIGNED_CELLS, Request
 from shmwasm.core.rings import ClientRing
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
@@ -94,6 +95,28 @@ class WorkerHandle:
         request = self.prepare(export, *arguments)
         self.submit(request, flags)
         return request
+
+    def start_batch(self, export: str, rows: Sequence[Sequence[float]]) -> tuple[Request, Callable[[], list[tuple[float, ...]]]]:
+        """Start a call for each row of arguments; return the request, and what gives the results, one row for each call."""
+        kind = self._functions[export]
+        buffers = [self.ring.batch_buffer(0), self.ring.batch_buffer(1)]
+        for column, kind_in in enumerate(kind.parameters):
+            for row, arguments in enumerate(rows):
+                struct.pack_into(SIGNED_CELLS[kind_in], buffers[0], CELL * (len(rows) * column + row), arguments[column])
+        request = self.ring.batch_request(self._numbers[export], len(rows), 0, layout.RING_BATCH_SIZE)
+        self.submit(request)
+
+        def results() -> list[tuple[float, ...]]:
+            columns = [
+                [
+                    struct.unpack_from(SIGNED_CELLS[kind_out], buffers[1], CELL * (len(rows) * column + row))[0]
+                    for row in range(len(rows))
+                ]
+                for column, kind_out in enumerate(kind.results)
+            ]
+            return list(zip(*columns, strict=True))
+
+        return request, results
 
     def wait(self, request: Request, timeout: float = 0.0) -> int:
         """Look until a call has ended, and return its answer; interrupt it after `timeout` seconds, if that is set."""
@@ -204,6 +227,7 @@ class LauncherHandle:
         self.workers.append(worker)
         spawn_plan = messages.SpawnPlan(module_key=module.key, module_name=module.name, **plan)
         with their_control, their_calls:
+            worker.open_ring()
             self.channel.send(
                 codec.encode(messages.Fork(worker=worker.number, plan=spawn_plan, grants=list(grants))),
                 [
@@ -214,7 +238,6 @@ class LauncherHandle:
                     *descriptors,
                 ],
             )
-        worker.open_ring()
         return worker
 
     def fork(self, module: CompiledModule | str, **options: Any) -> WorkerHandle:

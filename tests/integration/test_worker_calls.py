@@ -1,6 +1,5 @@
-"""What a client sees of its instance: calls, traps, timeouts, host functions, WASI, a view of memory."""
+"""What a client sees of its instance: calls, traps, host functions, WASI, a view of memory."""
 
-import contextlib
 import mmap
 import os
 import pickle
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shmwasm import errors
+from shmwasm.core import layout
 from shmwasm.protocol import messages
 
 GUEST = """(module
@@ -25,8 +25,7 @@ GUEST = """(module
   (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
   (func (export "divide") (param i32 i32) (result i32) (i32.div_s (local.get 0) (local.get 1)))
   (func $deep (export "recurse") (call $deep))
-  (func (export "spin") (loop $again (br $again)))
-  (func (export "nothing")))"""
+)"""
 
 
 @pytest.fixture
@@ -70,21 +69,6 @@ def test_integers_go_in_unsigned_and_come_out_signed(worker):
     assert worker.call("add", 2**32 - 2, 2**64 - 2, 0, 0) == [-1, -1, 0.5, 0.5]
 
 
-def test_an_unknown_export_is_named_with_the_known_ones(worker):
-    with pytest.raises(errors.UnknownExportError) as caught:
-        worker.call("missing")
-    assert caught.value.export == "missing"
-    assert "divide" in caught.value.known
-    assert "memory" not in caught.value.known
-
-
-@pytest.mark.parametrize("arguments", [(), (1, 2), (1.5,), (2**32,)])
-def test_wrong_arguments_are_refused_before_anything_runs(worker, arguments):
-    with pytest.raises(errors.ArgumentError, match="'load'"):
-        worker.call("load", *arguments)
-    assert worker.call("count") == [1]
-
-
 def test_a_trap_has_code_message_and_backtrace_and_the_instance_lives_on(worker):
     assert worker.call("count") == [1]
     with pytest.raises(errors.WorkerTrapError) as caught:
@@ -108,23 +92,42 @@ def test_calls_that_were_started_at_once_are_answered_in_order(worker):
     assert [worker.end_call(request) for request in requests] == [[1], [2], [3], [4], [5]]
 
 
-def test_an_endless_loop_is_interrupted_and_the_same_process_answers_the_next_call(worker):
-    with pytest.raises(errors.CallTimeoutError) as caught:
-        worker.call("spin", timeout=0.02)
-    assert (caught.value.export, caught.value.timeout) == ("spin", 0.02)
-    assert worker.call("count") == [1]
-    assert worker.call("count", timeout=30.0) == [2]
+def test_a_batch_is_many_calls_whose_arguments_and_results_are_columns(worker):
+    request, results = worker.start_batch("add", [(n, n, 1.5, 2.5) for n in range(1000)])
+    assert worker.wait(request) == layout.RING_DONE
+    assert request.progress == 1000
+    assert results() == [(n + 1, n + 1, 2.0, 3.0) for n in range(1000)]
 
 
-def test_a_timeout_interrupts_no_other_call(worker):
-    """Calls that end about when their time is up must never take the interruption along to the next."""
-    for _ in range(200):
-        with contextlib.suppress(errors.CallTimeoutError):
-            worker.call("nothing", timeout=0.00002)
-        worker.call("nothing")
+def test_a_trap_ends_a_batch_at_the_call_that_trapped(worker):
+    request, results = worker.start_batch("divide", [(6, 1), (6, 2), (6, 0), (6, 3)])
+    assert worker.wait(request) == layout.RING_FAILED
+    assert (request.status, request.progress) == (layout.CALL_TRAPPED, 2)
+    raised = worker.answer()
+    assert (raised.request, raised.facts["code"]) == (request.sequence, "integer_division_by_zero")
+    assert results()[:2] == [(6,), (3,)]
     assert worker.call("count") == [1]
-    with pytest.raises(errors.CallTimeoutError):
-        worker.call("spin", timeout=0.01)
+
+
+def test_what_a_call_raised_is_told_before_it_ends(worker):
+    """Whoever finds that a call has trapped finds out why at once."""
+    for _ in range(100):
+        request = worker.start_call("divide", 1, 0)
+        assert worker.wait(request) == layout.RING_FAILED
+        assert worker.calls.receive(timeout=0) is not None
+        worker.ring.give(request)
+
+
+def test_a_call_that_was_withdrawn_does_not_run(asking):
+    running = asking.start_call("ask", 1)
+    asking.answer()
+    waiting = [asking.start_call("ask", 2), asking.start_call("number")]
+    assert asking.interrupt(waiting[0].sequence) == layout.CALL_CANCELLED
+    asking.ask(messages.HostReturn(results=[0]))
+    assert asking.end_call(running) == [0]
+    assert asking.wait(waiting[0]) == layout.RING_FAILED
+    assert waiting[0].status == layout.CALL_WITHDRAWN
+    assert asking.end_call(waiting[1]) == [7]
 
 
 def test_a_host_function_in_the_worker_takes_and_returns_numbers(hosting):
@@ -192,8 +195,9 @@ def asking(launcher):
 
 
 def test_a_host_function_of_the_client_runs_there(asking):
+    assert asking.call("number") == [7]
     request = asking.start_call("ask", -1)
-    assert asking.answer() == messages.HostCall(request=request, index=0, arguments=[-1])
+    assert asking.answer() == messages.HostCall(request=request.sequence, index=0, arguments=[-1])
     asking.ask(messages.HostReturn(results=[2**32 - 5]))
     assert asking.end_call(request) == [-5]
 
@@ -273,6 +277,9 @@ def test_wasi_exit_code_0_is_a_return_and_another_one_a_trap(launcher):
         worker.call("exit", 3)
     assert caught.value.code == "exit"
     assert worker.call("exit", 0) == []
+    request, _ = worker.start_batch("exit", [(0,), (0,)])
+    assert worker.wait(request) == layout.RING_DONE
+    assert request.progress == 1
 
 
 def test_wasi_output_goes_where_it_was_granted(launcher, tmp_path):

@@ -184,7 +184,7 @@ def test_an_answer_that_was_not_asked_for_ends_the_worker(launcher, answer):
     worker.tell(answer)
     exited = launcher.hear()
     assert isinstance(exited, messages.Exited)
-    assert exited.exit_code == os.EX_SOFTWARE
+    assert exited.exit_code == os.EX_PROTOCOL
 
 
 def test_recalled_slabs_are_those_in_which_nothing_lives(launcher, heap):
