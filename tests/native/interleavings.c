@@ -236,6 +236,8 @@ static void end_early(u32 which, u32 only_waiting) {
     if (!now.submitted[which]) return;
     u32 answer = IN_CORE(ring_end_early(ring(), first_sequence + which, only_waiting));
     now.cancelled[which] |= answer == CALL_CANCELLED;
+    /* A call that is timed can be interrupted. */
+    CHECK(answer != CALL_RUNNING || only_waiting || !(slot_of(ring(), first_sequence + which)->flags & CALL_TIMED));
     if (answer != CALL_INTERRUPTING) return;
     now.target = which;
     step();
@@ -417,6 +419,7 @@ typedef struct {
 } known_state;
 
 #define KNOWN (1u << 20)
+#define UNFINISHED -1
 static known_state *known;
 static u64 states;
 
@@ -468,7 +471,12 @@ static double explore(const plan *plan) {
     double schedules = 0;
     hash_now(hash);
     known_state *place = find(hash);
-    if (place->hash[0]) return place->schedules;
+    if (place->hash[0]) {
+        CHECK(place->schedules != UNFINISHED); /* else they can go round in circles for ever */
+        return place->schedules;
+    }
+    memcpy(place->hash, hash, 16);
+    place->schedules = UNFINISHED;
     CHECK(++states < KNOWN / 2);
     world *before = malloc(sizeof(world));
     memcpy(before, &now, sizeof(world));
@@ -488,8 +496,6 @@ static double explore(const plan *plan) {
         memcpy(&now, before, sizeof(world));
     }
     free(before);
-    place = find(hash);
-    memcpy(place->hash, hash, 16);
     place->schedules = schedules;
     return schedules;
 }
