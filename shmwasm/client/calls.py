@@ -115,6 +115,7 @@ class RingCallPath:
         self._overdue: deque[int] = deque()
         self._lost: Callable[[str | None], errors.ShmwasmError] | None = None
         self._running: str | None = None
+        self._calls_before = 0
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
@@ -235,12 +236,13 @@ class RingCallPath:
                 return
             running = self._ring.running()
             self._running = None if running is None else self._names[running.export]
+            self._calls_before = self._ring.submitted
             self._lost = build
             calls = self._take_all()
         self._side.lose(build(self._running))
         self._sleepers.end()
         for call in calls:
-            call.ended(None, self._fate(call.target, call.clock))
+            call.ended(None, self._fate(call.target, call.clock, call.sequence))
 
     def close(self) -> None:
         """Release what the path holds; calls that are under way and have not ended fail. Twice is fine."""
@@ -296,7 +298,7 @@ class RingCallPath:
         now = time.monotonic()
         with self._lock:
             if self._overdue:
-                return now
+                return 0.0
             while self._timed and self._timed[0].done:
                 self._timed.popleft()
             deadlines = [now + ROOM_STEP] if self._unsent else []
@@ -411,7 +413,7 @@ class RingCallPath:
             results = request.results()
             return results[0] if len(results) == 1 else list(results) or None
         if answer != layout.RING_FAILED:
-            raise self._fate(target, clock)
+            raise self._fate(target, clock, request.sequence)
         if request.status == layout.CALL_TRAPPED:
             raise self._translated(self._side.await_facts(request.sequence))
         raise self._stopped(target, clock)
@@ -460,11 +462,14 @@ class RingCallPath:
             if not self._closed and self._ring.end_early(sequence) == layout.CALL_INTERRUPTING:
                 os.eventfd_write(self._interrupt, 1)
 
-    def _fate(self, target: Target, clock: Clock | None) -> errors.ShmwasmError:
-        """Return the error of a call that was under way when the worker went or the path was closed."""
-        if self._lost is not None and clock is not None and clock.ended_early:
+    def _fate(self, target: Target, clock: Clock | None, sequence: int | None) -> errors.ShmwasmError:
+        """Return the error of a call that has not ended when the worker went or the path was closed."""
+        if self._lost is None:
+            return self._refusal()
+        if clock is not None and clock.ended_early:
             return errors.CallTimeoutError(self._instance, target.name, clock.limit)
-        return self._refusal(self._running)
+        came_later = sequence is not None and (sequence - self._calls_before) % _SEQUENCES < _SEQUENCES // 2
+        return self._lost(None if came_later else self._running)
 
     def _stopped(self, target: Target, clock: Clock | None) -> BaseException:
         """Return the error of a call that was ended early."""
@@ -472,9 +477,11 @@ class RingCallPath:
             return errors.CallTimeoutError(self._instance, target.name, clock.limit)
         return CancelledError()
 
-    def _refusal(self, running: str | None = None) -> errors.ShmwasmError:
+    def _refusal(self) -> errors.ShmwasmError:
         """Return why there is nobody to call."""
-        return errors.ClosedError(f"instance {self._instance}") if self._lost is None else self._lost(running)
+        if self._closed or self._lost is None:
+            return errors.ClosedError(f"instance {self._instance}")
+        return self._lost(None)
 
     def _translated(self, error: errors.ShmwasmError) -> errors.ShmwasmError:
         self._translate(error)

@@ -70,6 +70,8 @@ class SharedHeap:
         self._token = description.token
         self._start = AppAddress(description.start)
         self._address = address
+        self.closed = False
+        """Whether this process has given up its hold on the heap; read for every call that a block of it is passed to."""
         self._mapping: Mapping | None = mapping
         self._releasing = threading.Lock()
         self._view: memoryview | None = mapping.view[: description.size]
@@ -93,11 +95,6 @@ class SharedHeap:
     def start(self) -> AppAddress:
         """Where a 32-bit guest attached to the heap's chain sees the heap's first byte (see `Block.address_in` for others)."""
         return self._start
-
-    @property
-    def closed(self) -> bool:
-        """Whether this process has given up its hold on the heap."""
-        return self._mapping is None
 
     @property
     def view(self) -> memoryview:
@@ -281,6 +278,7 @@ class SharedHeap:
     def release(self) -> bool:
         """Drop what this process holds of the heap; the coordinator is told nothing. Return false if that was done before."""
         with self._releasing:
+            self.closed = True
             mapping, self._mapping, self._view = self._mapping, None, None
             slot, self._slot = self._slot, None
         if mapping is None:
@@ -300,6 +298,7 @@ class SharedHeap:
 
     def abandon(self) -> None:
         """Take the heap away from a forked child; the coordinator is told nothing."""
+        self.closed = True
         self._mapping = None
         self._view = None
 

@@ -75,7 +75,7 @@ class Instance:
         self._gone = threading.Event()
         self._closed = False
         self._memory: Mapping | None = None
-        self._attached = self._attached_heaps()
+        self._bases = self._attached_heaps()
         self._barred = {receiver.identity}  # threads that must not wait for calls; see `check_may_wait`
         self._path = RingCallPath(
             spawned.instance,
@@ -204,7 +204,7 @@ class Instance:
             lambda number: messages.Attach(request=number, instance=self.number, chain_head=chain_head, read_only=read_only),
         )
         self._shared_heap = shared_heap
-        self._attached = self._attached_heaps()
+        self._bases = self._attached_heaps()
 
     def detach_shared_heap(self) -> None:
         """Take the chain out of the instance's memory, once it is between calls; the very next access traps.
@@ -215,7 +215,7 @@ class Instance:
         self.require_open()
         self._connection.request(messages.Done, lambda number: messages.Detach(request=number, instance=self.number))
         self._shared_heap = None
-        self._attached = frozenset()
+        self._bases = {}
 
     def kill(self) -> None:
         """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
@@ -311,13 +311,11 @@ class Instance:
         Raises:
             ArgumentError: The block was freed, or its heap is not in the attached chain.
         """
-        if block.freed:
-            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
-        if block.heap not in self._attached or block.heap.closed:
-            self._attached = self._attached_heaps()  # another heap of the chain may have been opened since
-            if block.heap not in self._attached:
-                raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
-        return self.guest_address(block.address)
+        heap = block.heap
+        base = self._bases.get(heap)
+        if base is None or block.freed or heap.closed:
+            base = self._checked_base(block)
+        return AppAddress(base + block.offset)
 
     def guest_address(self, address: AppAddress) -> AppAddress:
         """Return where this instance sees what a 32-bit guest sees at `address`, in a chain."""
@@ -356,8 +354,20 @@ class Instance:
             self._barred.discard(threading.get_ident())
         return [] if not kinds else [converted] if len(kinds) == 1 else converted
 
-    def _attached_heaps(self) -> frozenset[SharedHeap]:
-        return frozenset() if self._shared_heap is None else frozenset(self._heaps_of(self._shared_heap))
+    def _checked_base(self, block: Block) -> AppAddress:
+        """Return where this instance sees a block's heap, or raise as `address_of` does."""
+        if block.freed:
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
+        self._bases = self._attached_heaps()  # another heap of the chain may have been opened since
+        if block.heap not in self._bases:
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
+        return self._bases[block.heap]
+
+    def _attached_heaps(self) -> dict[SharedHeap, AppAddress]:
+        """Return where this instance sees the heaps of its chain, which stay there as long as it is attached."""
+        if self._shared_heap is None:
+            return {}
+        return {heap: self.guest_address(heap.start) for heap in self._heaps_of(self._shared_heap)}
 
     def _regions(self) -> list[Region]:
         if self._shared_heap is None:

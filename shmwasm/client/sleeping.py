@@ -8,7 +8,6 @@ none sleeps that was not seen, and the ring stays where it is while somebody doe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -19,10 +18,14 @@ from shmwasm.core.rings import ClientRing
 from shmwasm.posix import futexes
 
 LOOKS = 500
-"""How often a waiting thread looks in one go; other threads may run in between."""
+"""How often a waiting thread looks in one go, in two microseconds; other threads may run in between."""
 
-MOST_ROUNDS = 64
+MOST_ROUNDS = 50
 """How often it does so at most before it sleeps: about twice as long as it takes to wake a worker."""
+
+MISSES = layout.RING_MISSES
+PROBE = layout.RING_PROBE
+"""After so many calls in a row that took longer, it looks once only, but for one call in so many: as the core does."""
 
 LONGEST_SLEEP = 0.1
 """Seconds that it sleeps in one go: a worker that died between a look and the sleep wakes nobody."""
@@ -36,7 +39,8 @@ class Sleepers:
     def __init__(self, ring: ClientRing) -> None:
         self._ring = ring
         self._places: dict[object, NativeAddress | None] = {}
-        self._rounds = 0
+        self._misses = 0
+        self._may_poll = False
         self._over = False
 
     def __bool__(self) -> bool:
@@ -45,7 +49,7 @@ class Sleepers:
 
     def may_poll(self, allowed: bool) -> None:  # noqa: FBT001  there is nothing else to say
         """Let threads look for a while before they sleep, or not."""
-        self._rounds = MOST_ROUNDS if allowed else 0
+        self._may_poll = allowed
 
     def wait(self, request: Request, next_look: Callable[[], float | None]) -> int:
         """Wait until a call has ended, or no call ends any more; return what the core answers then.
@@ -54,24 +58,15 @@ class Sleepers:
             request: The call.
             next_look: Called before each sleep; returns when to call it again at the latest (`time.monotonic`), or None.
         """
-        for _ in range(self._rounds):
+        patient = self._misses < MISSES or self._misses % PROBE == 0
+        # Without yielding the processor: on a busy machine that would give it away for longer than a worker polls.
+        for _ in range(0 if not self._may_poll else MOST_ROUNDS if patient else 1):
             answer = self._ring.wait(request, LOOKS)
             if answer != layout.RING_PENDING:
-                self._rounds = min(2 * self._rounds, MOST_ROUNDS)
+                self._misses = 0
                 return answer
-            os.sched_yield()
-        self._rounds = (self._rounds + 1) // 2  # never back to none, as calls may be shorter again
-        token = object()
-        try:
-            self._places[token] = None
-            while True:
-                over = self._over
-                answer = self._ring.wait(request)
-                if answer != layout.RING_PENDING or over:
-                    return answer
-                self._sleep(request, next_look(), token)
-        finally:
-            self._places.pop(token, None)
+        self._misses += 1
+        return self._sleep_through(request, next_look)
 
     def end(self) -> None:
         """Let nobody wait any more: what has not ended now does not end."""
@@ -83,6 +78,19 @@ class Sleepers:
         for place in list(self._places.values()):
             if place is not None:
                 futexes.wake(place)
+
+    def _sleep_through(self, request: Request, next_look: Callable[[], float | None]) -> int:
+        token = object()
+        try:
+            self._places[token] = None
+            while True:
+                over = self._over
+                answer = self._ring.wait(request)
+                if answer != layout.RING_PENDING or over:
+                    return answer
+                self._sleep(request, next_look(), token)
+        finally:
+            self._places.pop(token, None)
 
     def _sleep(self, request: Request, until: float | None, token: object) -> None:
         longest = time.monotonic() + LONGEST_SLEEP

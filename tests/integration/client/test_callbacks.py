@@ -13,7 +13,7 @@ from concurrent.futures import Future
 import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors, on_client
-from shmwasm.client.calls import SocketCallPath
+
 from shmwasm.client.connection import Receiver, complete
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages

@@ -1,0 +1,78 @@
+"""Who polls, depending on how many processors there are."""
+
+from __future__ import annotations
+
+from shmwasm.client.spinning import CLIENT_LOOKS, WORKER_LOOKS, Pollers
+
+
+class Ring:
+    """A ring whose worker sleeps when the test says so."""
+
+    def __init__(self) -> None:
+        self.parked = False
+        self.asked = 0
+        self.looks = (0, 0)
+
+    def is_parked(self) -> bool:
+        self.asked += 1
+        return self.parked
+
+    def set_spin(self, looks: int) -> None:
+        self.looks = (looks, self.looks[1])
+
+    def set_patience(self, looks: int) -> None:
+        self.looks = (self.looks[0], looks)
+
+
+POLLS, SLEEPS = (WORKER_LOOKS, CLIENT_LOOKS), (0, 0)
+
+
+def test_one_worker_and_its_client_poll_on_two_processors() -> None:
+    pollers, ring = Pollers(2), Ring()
+    for _ in range(3):
+        assert pollers.woke(ring)
+        assert ring.looks == POLLS
+
+
+def test_nobody_polls_on_one_processor() -> None:
+    pollers, ring = Pollers(1), Ring()
+    assert not pollers.woke(ring)
+    assert ring.looks == SLEEPS
+
+
+def test_nobody_polls_once_one_more_is_awake_than_there_are_processors() -> None:
+    pollers, rings = Pollers(3), [Ring() for _ in range(3)]
+    assert [pollers.woke(ring) for ring in rings] == [True, True, False]
+    assert [ring.looks for ring in rings] == [SLEEPS] * 3
+
+
+def test_who_sleeps_does_not_count() -> None:
+    pollers, first, second = Pollers(2), Ring(), Ring()
+    pollers.woke(first)
+    first.parked = True
+    assert pollers.woke(second)
+    assert second.looks == POLLS
+
+
+def test_where_nobody_polled_the_next_one_polls_when_the_others_sleep() -> None:
+    pollers, rings = Pollers(2), [Ring() for _ in range(2)]
+    assert [pollers.woke(ring) for ring in rings] == [True, False]
+    rings[0].parked = True
+    assert pollers.woke(rings[1])
+
+
+def test_who_is_gone_does_not_count() -> None:
+    pollers, first, second = Pollers(2), Ring(), Ring()
+    pollers.woke(first)
+    pollers.forget(first)
+    assert pollers.woke(second)
+    assert first.asked == 0
+
+
+def test_no_more_workers_are_asked_than_matter() -> None:
+    pollers, rings = Pollers(4), [Ring() for _ in range(100)]
+    for ring in rings:
+        pollers.woke(ring)
+    asked = sum(ring.asked for ring in rings)
+    pollers.woke(rings[0])
+    assert sum(ring.asked for ring in rings) <= asked + 4
