@@ -20,6 +20,7 @@
     │   ├── InstantiationError               the instance could not be made
     │   ├── UnknownExportError(LookupError)  the module exports no such function
     │   ├── WorkerTrapError                  the guest trapped; the instance lives on
+    │   │   ├── FuelExhaustedError           the call's fuel was not enough; the guest trapped
     │   │   ├── HostFunctionError            a host function raised; the guest trapped
     │   │   └── GuestExitError               the guest ended itself through WASI, with a code other than 0
     │   ├── CallTimeoutError(TimeoutError)   the guest was interrupted at its deadline
@@ -235,6 +236,13 @@ class WorkerTrapError(InstanceError):
     def __str__(self) -> str:
         frames = "".join(f"\n  at {frame}" for frame in self.backtrace)
         return f"instance {self.instance} trapped in {self.export!r}: {self.trap}{frames}"
+
+
+@dataclass(eq=False)
+class FuelExhaustedError(WorkerTrapError):
+    """The call was given `fuel` units of fuel, and needed more; see `Runtime.load`."""
+
+    fuel: int
 
 
 @dataclass(eq=False)

@@ -57,16 +57,16 @@ class ClientAllocator:
         self._heaps: WeakKeyDictionary[HeapSlot, int] = WeakKeyDictionary()
         self._refusals: dict[int, _Refusal] = {}
 
-    def compile(self, source: Source) -> CompiledModule:
+    def compile(self, source: Source, *, metered: bool = False) -> CompiledModule:
         """Compile a module, or take it from the cache; raises what `compile_module` raises."""
-        return compile_module(source, self._cache, engine=self._require_engine())
+        return compile_module(source, self._cache, engine=self._require_engine(), metered=metered)
 
     def compile_dispatcher(self, module: CompiledModule) -> CompiledModule:
         """Compile what runs the calls of a module's instances, or take it from the cache."""
         return compile_companion(
             module,
             dispatching.purpose(),
-            lambda: dispatching.dispatcher_text(module.functions),
+            lambda: dispatching.dispatcher_text(module.functions, metered=module.metered),
             self._cache,
             engine=self._require_engine(),
         )

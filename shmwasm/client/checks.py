@@ -17,6 +17,7 @@ import msgspec
 from shmwasm.engine.numbers import real_number
 from shmwasm.errors import ArgumentError, shown
 from shmwasm.protocol import messages
+from shmwasm.rewrite import seam
 
 LARGEST = (1 << 63) - 1
 """The largest number of bytes that anything here is asked for."""
@@ -31,6 +32,11 @@ def whole_number(value: object, what: str, *, low: int = 0, high: int = LARGEST)
     if not low <= number <= high:
         raise ArgumentError(f"{what} must be from {low} to {high}, not {shown(number)}")
     return number
+
+
+def amount_of_fuel(value: object) -> int:
+    """Return an amount of fuel that a call can be given; None stands for one without end."""
+    return seam.FUEL_WITHOUT_END if value is None else whole_number(value, "an amount of fuel", low=1)
 
 
 def flag(value: object, what: str) -> bool:

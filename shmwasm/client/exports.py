@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -69,21 +69,22 @@ class BoundExport:
         self._barred = barred
         self.name = name
 
-    def __call__(self, *arguments: Value, timeout: float | None = None) -> Any:
+    def __call__(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None) -> Any:
         """Call the function and wait for its result; returns and raises what `Instance.call` does."""
         if get_ident() in self._barred:
             self._instance.check_may_wait()
-        if timeout is not None:
-            return self._path.call(self._target, self._convert(arguments), new_clock(timeout))
-        if _PLAIN.issuperset(map(type, arguments)):
-            return self._function(*arguments)
-        address_of = self._instance.address_of
-        return self._function(*[address_of(one) if isinstance(one, Block) else one for one in arguments])
+        if timeout is not None or fuel is not None:
+            return self._path.call(self._target, self.numbers(arguments, fuel), new_clock(timeout))
+        for one in arguments:
+            if type(one) not in _PLAIN:
+                address_of = self._address_of
+                return self._function(*[address_of(one) if isinstance(one, Block) else one for one in arguments])
+        return self._function(*arguments)
 
-    def submit(self, *arguments: Value, timeout: float | None = None, wait: bool = True) -> Future[Any]:
+    def submit(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None, wait: bool = True) -> Future[Any]:
         """Start a call and return its future; takes and raises what `Instance.submit` does."""
         future = CallFuture(self._path)
-        future.call = Call(self._target, self._convert(arguments), new_clock(timeout), future.end)
+        future.call = Call(self._target, self.numbers(arguments, fuel), new_clock(timeout), future.end)
         self._instance.require_open()
         if not checks.flag(wait, "wait"):
             self._path.start(future.call, "raise")
@@ -92,7 +93,12 @@ class BoundExport:
             self._path.start(future.call, "queue" if get_ident() in self._barred else "wait")
         return future
 
-    async def call_async(self, *arguments: Value, timeout: float | None = None) -> Any:  # noqa: ASYNC109  the call's, not the await's
+    async def call_async(
+        self,
+        *arguments: Value,
+        timeout: float | None = None,  # noqa: ASYNC109  for the call, not for the await
+        fuel: int | None = None,
+    ) -> Any:
         """Call the function and await its result; takes, returns and raises what `Instance.call_async` does."""
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
@@ -103,7 +109,7 @@ class BoundExport:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(_settle, waiter, results, error)
 
-        call = Call(self._target, self._convert(arguments), new_clock(timeout), ended)
+        call = Call(self._target, self.numbers(arguments, fuel), new_clock(timeout), ended)
         self._instance.require_open()
         try:
             self._path.start(call)
@@ -113,10 +119,43 @@ class BoundExport:
             raise
 
     def __repr__(self) -> str:
+    def numbers(self, arguments: Sequence[Value], fuel: int | None) -> list[Number]:
+        """Return a call's arguments as the worker takes them.
+
+        Raises:
+            ArgumentError: They do not fit the function's type, or there can be no such amount of fuel.
+            UnsupportedError: There is an amount of fuel, and the module is not metered.
+        """
+        if fuel is not None:
+            raise errors.UnsupportedError(
+                f"a limit of fuel for {self.name!r}", "its module was not loaded as a metered one; use load(..., metered=True)"
+            )
+        return self._convert(arguments)
+
         return f"<export {self.name!r} of {self._instance!r}>"
 
 
 class Exports:
+class MeteredExport(BoundExport):
+    """One exported function of a metered module: the worker's takes its fuel too, and `_convert` gives it the usual amount."""
+
+    __slots__ = ("_plain",)
+
+    def __init__(self, instance: Instance, path: RingCallPath, name: str, barred: set[int]) -> None:
+        super().__init__(instance, path, name, barred)
+        usual = checks.amount_of_fuel(instance.fuel)
+        self._plain = plain = self._convert
+        self._convert = lambda arguments: [*plain(arguments), usual]
+        function = path.function(self._target, lambda given: [*plain(given[:-1]), given[-1]])
+        self._function = lambda *arguments: function(*arguments, usual)
+
+    def numbers(self, arguments: Sequence[Value], fuel: int | None) -> list[Number]:
+        """Return a call's arguments, and its fuel, as the worker takes them; see `BoundExport.numbers`."""
+        if fuel is None:
+            return self._convert(arguments)
+        return [*self._plain(arguments), checks.amount_of_fuel(fuel)]
+
+
     """The exported functions of an instance, as attributes and by name."""
 
     def __init__(self, instance: Instance, path: RingCallPath, barred: set[int]) -> None:
@@ -158,7 +197,8 @@ class Exports:
         if name not in self._instance.module.exports:
             raise errors.UnknownExportError(self._instance.number, name, sorted(self._instance.module.exports))
         # Another thread may bind it at the same time: one is as good as the other.
-        bound = self._bound[name] = BoundExport(self._instance, self._path, name, self._barred)
+        kind = MeteredExport if self._instance.module.metered else BoundExport
+        bound = self._bound[name] = kind(self._instance, self._path, name, self._barred)
         return bound
 
 

@@ -43,6 +43,7 @@ class Instance:
     Attributes:
         module: The module that it is an instance of.
         number: Its number, unique in its coordinator.
+        fuel: What a call may use that says nothing else; None for no limit.
         pid: Its worker's process id, as the coordinator's launcher sees it.
         when_gone: Called, in the receiver thread, once the worker is gone.
     """
@@ -55,6 +56,7 @@ class Instance:
         *,
         core: Core,
         shared_heap: SharedHeap | None,
+        fuel: int | None,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
@@ -64,6 +66,7 @@ class Instance:
         self.module = module
         self.number = spawned.instance
         self.pid = spawned.pid
+        self.fuel = fuel
         self._shared_heap = shared_heap
         self._connection = connection
         self._receiver = receiver
@@ -80,7 +83,7 @@ class Instance:
         self._path = RingCallPath(
             spawned.instance,
             core=core,
-            functions=module.exports,
+            functions=module.signatures,
             channel=channel,
             receiver=receiver,
             host_function=self._run_host_function,
@@ -130,13 +133,15 @@ class Instance:
         self._path.share_memory(ended)
         return answered.result()
 
-    def call(self, export: str, *arguments: Value, timeout: float | None = None) -> Any:
+    def call(self, export: str, *arguments: Value, timeout: float | None = None, fuel: int | None = None) -> Any:
         """Call an exported function and wait for its result.
 
         Args:
             export: The function's name.
             arguments: Numbers; a `Block` passes as the address at which the instance sees it. Integers may be signed or unsigned.
             timeout: Seconds that the call may run; None for no limit.
+            fuel: Units of fuel that the call may use, if the module was loaded as a metered one; by default what `Runtime.spawn`
+                was given. One unit is about one instruction.
 
         Returns:
             None, a number, or a list of numbers, as the function has none, one, or more results. Integers are signed. (The type
@@ -146,13 +151,17 @@ class Instance:
             UnknownExportError: The module exports no such function.
             ArgumentError: The arguments do not fit the function's type; nothing was called.
             WorkerTrapError: The guest trapped.
+            FuelExhaustedError: The fuel was used up.
+            UnsupportedError: There is a limit of fuel, and the module is not metered.
             CallTimeoutError: The time limit passed.
             WorkerLostError: The worker died before or during the call.
             ClosedError: The instance was closed.
         """
-        return self.exports[export](*arguments, timeout=timeout)
+        return self.exports[export](*arguments, timeout=timeout, fuel=fuel)
 
-    def submit(self, export: str, *arguments: Value, timeout: float | None = None, wait: bool = True) -> Future[Any]:
+    def submit(
+        self, export: str, *arguments: Value, timeout: float | None = None, fuel: int | None = None, wait: bool = True
+    ) -> Future[Any]:
         """Start a call and return the future of its result.
 
         Its `cancel` succeeds until the worker takes the call, and its `running` tells whether it has. Callbacks run in a thread
@@ -162,6 +171,7 @@ class Instance:
             export: As in `call`, like the arguments.
             arguments: See there.
             timeout: See there.
+            fuel: See there.
             wait: Whether to wait where as many calls are under way as there is room for. (A callback never waits.)
 
         Raises:
@@ -170,13 +180,14 @@ class Instance:
             BusyError: There is no room, and `wait` is false; nothing was called.
             ClosedError: The instance was closed.
         """
-        return self.exports[export].submit(*arguments, timeout=timeout, wait=wait)
+        return self.exports[export].submit(*arguments, timeout=timeout, fuel=fuel, wait=wait)
 
     async def call_async(
         self,
         export: str,
         *arguments: Value,
         timeout: float | None = None,  # noqa: ASYNC109  for the call, not for the await
+        fuel: int | None = None,
     ) -> Any:
         """Call an exported function and await its result; takes, returns and raises what `call` does.
 
@@ -184,7 +195,7 @@ class Instance:
         some without blocking the loop. If the task is cancelled, so is the call if it has not begun; otherwise it is interrupted,
         and the instance's private memory is as that left it.
         """
-        return await self.exports[export].call_async(*arguments, timeout=timeout)
+        return await self.exports[export].call_async(*arguments, timeout=timeout, fuel=fuel)
 
     def attach_shared_heap(self, shared_heap: SharedHeap, *, read_only: bool = False) -> None:
         """Map a chain into the instance's memory, once it is between calls.

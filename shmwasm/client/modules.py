@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
 
 from shmwasm import errors
 from shmwasm.client import checks
+from shmwasm.core import layout
+from shmwasm.core.dispatching import cells_of
 from shmwasm.engine.compiling import CompiledModule
 from shmwasm.engine.imports import WASI_MODULE
 from shmwasm.engine.modules import FunctionType, GlobalType, OtherType
@@ -65,6 +67,8 @@ class Module:
         name: Where it came from, for people.
         exports: Its exported functions: name to type.
         is_64: Whether a chain is mapped into a memory with 64-bit addresses.
+        metered: Whether its calls use up fuel.
+        signatures: Its exported functions as they are called in a ring: those of a metered module take their fuel at last.
     """
 
     def __init__(self, name: str, compiled: CompiledModule, dispatcher: CompiledModule, imports: Imports | None) -> None:
@@ -73,6 +77,12 @@ class Module:
         self.dispatcher = dispatcher
         self.exports: dict[str, FunctionType] = compiled.functions
         self.is_64 = compiled.facts.is_64
+        self.metered = compiled.metered
+        self.signatures = {export: _fuelled(kind) for export, kind in self.exports.items()} if self.metered else self.exports
+        if cells_of(self.signatures) > layout.RING_MAXIMUM_CELLS:
+            raise errors.UnsupportedError(
+                f"metering {name!r}", f"a function has {layout.RING_MAXIMUM_CELLS} parameters, and so no room for one more"
+            )
         self._wanted = compiled.imported_functions
         self._functions: dict[ImportName, Callable[..., Any] | OnClient] = {}
         self._numbers: dict[ImportName, int | float] = {}
@@ -206,6 +216,10 @@ class Module:
                     raise errors.ModuleError(
                         self.name, f"it imports the tag {label}, and only functions and numbers can be given"
                     )
+
+
+def _fuelled(kind: FunctionType) -> FunctionType:
+    return FunctionType((*kind.parameters, "i64"), kind.results)
 
 
 def _collect(name: str, imports: Imports) -> dict[ImportName, Any]:

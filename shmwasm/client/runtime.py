@@ -181,7 +181,14 @@ class Runtime:
         """Return the heaps of the chain that `head` heads, as far as they are open here, from the head to the last body."""
         return self._heaps.chain_of(head)
 
-    def load(self, source: str | bytes | os.PathLike[str], *, imports: Imports | None = None, name: str | None = None) -> Module:
+    def load(
+        self,
+        source: str | bytes | os.PathLike[str],
+        *,
+        imports: Imports | None = None,
+        name: str | None = None,
+        metered: bool = False,
+    ) -> Module:
         """Load a module: compile it, or take it from the cache.
 
         Args:
@@ -190,6 +197,9 @@ class Runtime:
                 which it must be importable or picklable; wrap it in `on_client` to have it run in this process. A global that
                 the module imports is given as a number.
             name: What to call it in messages; by default its path.
+            metered: Whether its calls use up *fuel*, of which they can be given an amount: see `Instance.call`. One unit is about
+                one instruction. A call with the same arguments, on an instance with the same memory, uses the same amount on
+                every machine.
 
         Raises:
             ModuleError: It is no module, the file cannot be read, or it imports what was not given.
@@ -199,7 +209,7 @@ class Runtime:
         self._require_open()
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
         try:
-            compiled = self._allocator.compile(source)
+            compiled = self._allocator.compile(source, metered=checks.flag(metered, "metered"))
         except errors.ModuleError as failure:
             raise errors.ModuleError(label or failure.module, failure.reason) from None
         try:
@@ -218,6 +228,7 @@ class Runtime:
         read_only: bool = False,
         quota: int = 0,
         memory_limit: int | None = None,
+        fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
     ) -> Instance:
         """Make an instance in a worker process of its own.
@@ -228,6 +239,7 @@ class Runtime:
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that the instance may hold in all; 0 for no limit.
             memory_limit: Bytes that each of the guest's own memories may have at most: `memory.grow` beyond answers -1.
+            fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
 
         Raises:
@@ -236,7 +248,9 @@ class Runtime:
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
-        starting = self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit)
+        starting = self._begin_spawn(
+            module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+        )
         return _await_instances(iter([starting]))[0]
 
     def pool(
@@ -248,6 +262,7 @@ class Runtime:
         read_only: bool = False,
         quota: int = 0,
         memory_limit: int | None = None,
+        fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
     ) -> InstancePool:
         """Make a pool of instances, all alike; the arguments are those of `spawn`.
@@ -259,6 +274,7 @@ class Runtime:
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
             memory_limit: Bytes that each memory of each guest may have at most.
+            fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guests.
         """
         self._receiver.check_may_block()
@@ -266,7 +282,9 @@ class Runtime:
         count = usable if size is None else checks.whole_number(size, "a pool's size", low=1, high=LARGEST_POOL)
 
         def spawn() -> Future[Instance]:
-            return self._begin_spawn(module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit)
+            return self._begin_spawn(
+                module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+            )
 
         pool = InstancePool(
             _await_instances(spawn() for _ in range(count)),
@@ -363,6 +381,7 @@ class Runtime:
         read_only: bool,
         quota: int,
         memory_limit: int | None,
+        fuel: int | None,
     ) -> Future[Instance]:
         self._require_open()
         if not isinstance(module, Module):
@@ -373,6 +392,9 @@ class Runtime:
         allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
         limit = None if memory_limit is None else checks.whole_number(memory_limit, "a memory limit in bytes")
+        if fuel is not None and not module.metered:
+            raise errors.UnsupportedError(f"a limit of fuel for {module!r}", "it was not loaded as a metered one")
+        checks.amount_of_fuel(fuel)
         plan = module.plan(checks.wasi_options(wasi), memory_limit=limit)
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = Future()
@@ -387,7 +409,7 @@ class Runtime:
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
-                spawned.set_result(self._add_instance(reply, descriptors[0], module, shared_heap))
+                spawned.set_result(self._add_instance(reply, descriptors[0], module, shared_heap, fuel))
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
@@ -405,7 +427,7 @@ class Runtime:
         return spawned
 
     def _add_instance(
-        self, spawned: messages.Spawned, descriptor: int, module: Module, shared_heap: SharedHeap | None
+        self, spawned: messages.Spawned, descriptor: int, module: Module, shared_heap: SharedHeap | None, fuel: int | None
     ) -> Instance:
         instance = Instance(
             spawned,
@@ -413,6 +435,7 @@ class Runtime:
             module,
             core=self._allocator.core(),
             shared_heap=shared_heap,
+            fuel=fuel,
             connection=self._connection,
             receiver=self._receiver,
             heaps_of=self._heaps.chain_of,

@@ -11,6 +11,9 @@ export itself. The host is entered only for what wasm cannot do: to sleep, to lo
 with its square: twelve seconds for a module with a thousand exports.)
 
 A batch is one slot for many calls of one export, with arguments and results as columns.
+
+A call of a metered module has one more argument, after its function's own: the fuel that it may use. The dispatcher puts that
+into the guest's globals.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ class Signature(Protocol):
         """Types of the results."""
 
 
+FUEL: Final = ("given", "fuel")
+"""The globals (i64) of a metered guest that are set to a call's fuel; the dispatcher imports them from `GUEST`, at last."""
+
 _NUMBERS: Final = frozenset({"i32", "i64", "f32", "f64"})
 _EXPORT, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS = 12, 24, 28, 32, 36  # offsets in a slot
 
@@ -68,7 +74,7 @@ def purpose() -> str:
     return f"dispatcher {digest.hexdigest()}"
 
 
-def dispatcher_text(functions: Mapping[str, Signature]) -> str:
+def dispatcher_text(functions: Mapping[str, Signature], *, metered: bool = False) -> str:
     """Return the dispatcher for a module that exports these functions, in the text format."""
     kinds = [functions[name] for name in dispatched(functions)]
     numbers: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
@@ -77,10 +83,12 @@ def dispatcher_text(functions: Mapping[str, Signature]) -> str:
     for (parameters, results), number in numbers.items():
         lines.append(f"(type $type{number} (func{_typed('param', parameters)}{_typed('result', results)}))")
     lines += _imports(types)
+    if metered:
+        lines += [f'(import "{GUEST}" "{name}" (global ${name} (mut i64)))' for name in FUEL]
     lines.append(f"(table $guest funcref (elem{''.join(f' $export{number}' for number in range(len(types)))}))")
     lines.append(f"(table $serve funcref (elem{''.join(f' $serve{number}' for number in types)}))")
     for (parameters, results), number in numbers.items():
-        lines += _serve(number, parameters, results)
+        lines += _serve(number, parameters, results, metered=metered)
     return "\n".join([*lines, _RUN, ")"])
 
 
@@ -106,15 +114,17 @@ def _typed(word: str, types: Sequence[str]) -> str:
     return f" ({word} {' '.join(types)})" if types else ""
 
 
-def _serve(number: int, parameters: Sequence[str], results: Sequence[str]) -> Iterator[str]:
+def _serve(number: int, parameters: Sequence[str], results: Sequence[str], *, metered: bool) -> Iterator[str]:
     """Give the function that makes the call in a slot, or all those of a batch, for exports of one type."""
     yield f"(func $serve{number} (param $ring i32) (param $slot i32)"
     yield "(local $export i32) (local $at i32) (local $to i32) (local $end i32) (local $column i32)"
     yield "".join(f"(local $result{index} {kind})" for index, kind in enumerate(results))
     yield f"(local.set $export (i32.load offset={_EXPORT} (local.get $slot)))"
     yield f"(if (i32.eqz (i32.load offset={_COUNT} (local.get $slot))) (then"
-    most = max(len(parameters), len(results))
+    own = len(parameters)
+    most = max(own + metered, len(results))
     cells = [f"offset={layout.RING_SLOT_HEADER + 8 * index} (local.get $slot)" for index in range(most)]
+    yield from _fuelling(cells[own]) if metered else ()
     yield _call(number, parameters, cells)
     yield from _stores(results, cells)
     yield ") (else"
@@ -123,7 +133,8 @@ def _serve(number: int, parameters: Sequence[str], results: Sequence[str]) -> It
     yield f"(local.set $column (i32.shl (i32.load offset={_COUNT} (local.get $slot)) (i32.const 3)))"
     yield "(local.set $end (i32.add (local.get $at) (local.get $column)))"
     yield "(loop $next_call"
-    yield _call(number, parameters, [_cell("$at", index) for index in range(len(parameters))])
+    yield from _fuelling(_cell("$at", own)) if metered else ()
+    yield _call(number, parameters, [_cell("$at", index) for index in range(own)])
     yield from _stores(results, [_cell("$to", index) for index in range(len(results))])
     yield f"(i32.store offset={_PROGRESS} (local.get $slot)"
     yield f" (i32.add (i32.load offset={_PROGRESS} (local.get $slot)) (i32.const 1)))"
@@ -136,6 +147,12 @@ def _cell(base: str, column: int) -> str:
     if column == 0:
         return f"(local.get {base})"
     return f"(i32.add (local.get {base}) (i32.mul (local.get $column) (i32.const {column})))"
+
+
+def _fuelling(place: str) -> Iterator[str]:
+    """Give the code that gives the guest the fuel in a cell."""
+    for name in FUEL:
+        yield f"(global.set ${name} (i64.load {place}))"
 
 
 def _call(number: int, parameters: Sequence[str], places: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import os
 import re
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 import wasmtime
@@ -124,6 +124,11 @@ class CompiledModule:
         """The imported globals, by module and name."""
         return {(one.module, one.name): one.type for one in self.description.imports if isinstance(one.type, GlobalType)}
 
+    @property
+    def metered(self) -> bool:
+        """Whether its calls use up fuel."""
+        return self.report.metered
+
     def original_backtrace(self, backtrace: list[str]) -> list[str]:
         """Return a backtrace of the rewritten module as one of the original: its own functions only, at its own offsets."""
         return [frame for frame in (self._original_frame(frame) for frame in backtrace) if frame is not None]
@@ -148,7 +153,12 @@ class CompiledModule:
 
 
 def compile_module(
-    source: Source, cache: Cache | None = None, *, engine: wasmtime.Engine | None = None, own: bool = False
+    source: Source,
+    cache: Cache | None = None,
+    *,
+    engine: wasmtime.Engine | None = None,
+    own: bool = False,
+    metered: bool = False,
 ) -> CompiledModule:
     """Rewrite and compile a module, or find it in `cache`.
 
@@ -157,13 +167,15 @@ def compile_module(
         cache: Where compiled code is kept; `None` keeps it in memory only.
         engine: One that `new_engine` made; by default a new one that compiles in parallel.
         own: Whether it is a part of ours, and no guest: it is not rewritten, and backtraces leave it out.
+        metered: Whether its calls are to use up fuel.
 
     Raises:
         ModuleError: The module is invalid; the reason is wasmtime's.
         UnsupportedError: It cannot be rewritten, or others can write to the cache's directory.
     """
     name, content = read_module(source)
-    return _found_or_made(name, _key(content, own=own), lambda: content, cache, engine, own=own)
+    kind = _Kind(own, metered)
+    return _found_or_made(name, _key(content, kind), lambda: content, cache, engine, kind)
 
 
 def compile_companion(
@@ -188,11 +200,18 @@ def compile_companion(
     """
     name = f"{purpose} of {module.name}"
     key = hashlib.sha256(f"{module.key} {purpose}".encode()).hexdigest()
-    return _found_or_made(name, key, lambda: read_module(text())[1], cache, engine, own=True)
+    return _found_or_made(name, key, lambda: read_module(text())[1], cache, engine, _Kind(own=True, metered=False))
 
 
-def _found_or_made(
-    name: str, key: str, content: Callable[[], bytes], cache: Cache | None, engine: wasmtime.Engine | None, *, own: bool
+class _Kind(NamedTuple):
+    """What is made of a module: see `compile_module`."""
+
+    own: bool
+    metered: bool
+
+
+def _found_or_made(  # noqa: PLR0917  all of them say what to find
+    name: str, key: str, content: Callable[[], bytes], cache: Cache | None, engine: wasmtime.Engine | None, kind: _Kind
 ) -> CompiledModule:
     """Return what is kept under `key`, or compile it and keep it."""
     cache = Cache(None) if cache is None else cache
@@ -202,12 +221,12 @@ def _found_or_made(
     engine = new_engine(parallel_compilation=True) if engine is None else engine
     with cache.making(key):
         found = _find(name, key, cache)  # another process may just have made it
-        return _make(name, key, content(), cache, engine, own=own) if found is None else found
+        return _make(name, key, content(), cache, engine, kind) if found is None else found
 
 
-def _key(content: bytes, *, own: bool) -> str:
+def _key(content: bytes, kind: _Kind) -> str:
     digest = hashlib.sha256()
-    for part in (fingerprint(), "own" if own else _source_digest()):
+    for part in (fingerprint(), "own" if kind.own else _source_digest(), "metered" if kind.metered else ""):
         digest.update(part.encode())
     digest.update(content)
     return digest.hexdigest()
@@ -236,10 +255,13 @@ def _find(name: str, key: str, cache: Cache) -> CompiledModule | None:
     return CompiledModule(name, key, facts, artifact)
 
 
-def _make(name: str, key: str, content: bytes, cache: Cache, engine: wasmtime.Engine, *, own: bool) -> CompiledModule:
+def _make(name: str, key: str, content: bytes, cache: Cache, engine: wasmtime.Engine, kind: _Kind) -> CompiledModule:  # noqa: PLR0917
     """Rewrite and compile a module, and keep it under `key`."""
     validate(engine, name, content)
-    content, report = (content + _OWN_NAME, _OWN_REPORT) if own else rewritten(name, content)
+    content, report = (content + _OWN_NAME, _OWN_REPORT) if kind.own else rewritten(name, content)
+    if kind.metered:
+        content, metering = rewrite.meter(content, report.functions)
+        report = msgspec.structs.replace(report, changed=True, metered=True, metering=metering)
     try:
         module = wasmtime.Module(engine, content)
     except wasmtime.WasmtimeError as failure:

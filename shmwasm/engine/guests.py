@@ -14,6 +14,7 @@ from shmwasm.addresses import WINDOW_END, WINDOW_END_64
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
+from shmwasm.engine.cells import IntegerCell
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import Futexes, HostTable
 from shmwasm.engine.imports import check_provided, define, make_imports
@@ -166,6 +167,9 @@ class Guest:
             self._exports = nest.linker.instantiate(store, module).exports(store)
         self.window = self._open_window(description, imported, links, start=start, limit=memory_limit)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
+        self._fuel: tuple[IntegerCell, IntegerCell] | None = None
+        if seam.FUEL in description.exports:
+            self._fuel = IntegerCell(store, self._exports[seam.FUEL]), IntegerCell(store, self._exports[seam.FUEL_GIVEN])
         self._fill_host_table(futexes)
         self._begin()
 
@@ -219,6 +223,13 @@ class Guest:
         """Let the store's code run until the next tick."""
         self._store.set_epoch_deadline(1)
 
+    def exhausted_fuel(self) -> int | None:
+        """Return what the last call was given if it used that up; None if it was enough, or there is no such limit."""
+        if self._fuel is None:
+            return None
+        left, given = self._fuel
+        return given.get() if left.get() < 0 else None
+
     def dispatch(
         self, dispatcher: wasmtime.Module, core: Sequence[wasmtime.Func | wasmtime.Memory], exports: Sequence[str], name: str
     ) -> ExportedFunction:
@@ -227,13 +238,14 @@ class Guest:
         Args:
             dispatcher: Its code.
             core: What it imports from the core, in its order.
-            exports: The guest's exports that it imports after that.
+            exports: The guest's exports that it imports after that; if the guest is metered, it imports its fuel at last.
             name: Its function that runs calls.
 
         Returns:
             That function: takes a number and returns one.
         """
-        imports = [*core, *(self._exports[export] for export in exports)]
+        fuel = (seam.FUEL_GIVEN, seam.FUEL) if self._fuel is not None else ()
+        imports = [*core, *(self._exports[export] for export in (*exports, *fuel))]
         made = wasmtime.Instance(self._store, dispatcher, imports).exports(self._store)[name]
         assert isinstance(made, wasmtime.Func)
         return ExportedFunction(self._store, made, name, FunctionType(("i32",), ("i32",)))

@@ -28,6 +28,12 @@ EXIT: Final = "exit"
 INTERRUPT: Final = "interrupt"
 """The code of a trap at the deadline."""
 
+UNREACHABLE: Final = "unreachable"
+"""The code of a trap because an instruction says so."""
+
+FUEL: Final = "fuel_exhausted"
+"""The code of a trap because a metered guest's fuel was used up."""
+
 OWN_MODULE: Final = "shmwasm"
 """How the modules are named that are no guests, but parts of ours: their frames are in no backtrace."""
 

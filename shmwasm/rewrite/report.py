@@ -64,6 +64,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         code_size: Bytes of the original's function bodies.
         needs_shared_heap: Whether it imports functions that only a shared heap can serve.
         offsets: The map behind `original_offset`.
+        metered: Whether it counts its fuel.
+        metering: The map from there back to the module that was not metered yet.
     """
 
     changed: bool
@@ -75,10 +77,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     code_size: int
     needs_shared_heap: bool
     offsets: OffsetMap
+    metered: bool = False
+    metering: OffsetMap = OffsetMap()
 
     def original_offset(self, offset: int) -> int:
         """Return where in the original file stood what is at `offset` of the rewritten one.
 
         What was put in place of an instruction is all at that instruction; what was put between is at what follows.
         """
-        return self.offsets.original(offset)
+        return self.offsets.original(self.metering.original(offset))

@@ -16,6 +16,8 @@ export                kind                        meaning
 ``shmwasm:host``      table of `HOST_FUNCTIONS`   functions of the engine, which fills the table after instantiation
 ``shmwasm:begin``     function, () -> ()          the module's start function, which the engine calls when all else is linked and
                                                   mapped: of modules that import WASI, or have a 64-bit heap memory
+``shmwasm:fuel``      global, mutable i64         of a metered module: what the call may still use; below 0, it was not enough
+``shmwasm:given``     global, mutable i64         of a metered module: what the call was given
 ====================  ==========================  ====================================================================
 
 The alias memory::
@@ -60,9 +62,14 @@ ALIAS: Final = PREFIX + "alias"
 PAGES: Final = PREFIX + "pages"
 HOST: Final = PREFIX + "host"
 BEGIN: Final = PREFIX + "begin"
+FUEL: Final = PREFIX + "fuel"
+FUEL_GIVEN: Final = PREFIX + "given"
 
 NOTHING: Final = 1 << 62
 """What `START` holds while nothing is attached: above every address, and far enough below 2^63 to be compared signed."""
+
+FUEL_WITHOUT_END: Final = (1 << 63) - 1
+"""What `FUEL` holds where a call is given no amount: more than can be used up in a hundred years."""
 
 HOST_WAIT32: Final = 0
 HOST_WAIT64: Final = 1

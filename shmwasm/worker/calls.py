@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Final
 
 from shmwasm.core import layout
 from shmwasm.core.dispatching import RUN, dispatched
-from shmwasm.engine.traps import GuestTrapError
-from shmwasm.errors import HostFunctionError, InvalidFreeError, ProtocolError, ShmwasmError, WorkerTrapError, to_wire
+from shmwasm.engine.traps import FUEL, UNREACHABLE, GuestTrapError
+from shmwasm.errors import (
+    FuelExhaustedError,
+    HostFunctionError,
+    InvalidFreeError,
+    ProtocolError,
+    ShmwasmError,
+    WorkerTrapError,
+    to_wire,
+)
 from shmwasm.posix import futexes
 from shmwasm.protocol import messages
 from shmwasm.worker.interrupting import InterruptedWaitError, Interrupter
@@ -155,7 +163,7 @@ class RingCalls:
                 self._ring.advance(slot)
         else:
             status = layout.CALL_TRAPPED
-            code, facts = to_wire(error_of(self._number, self._name(call), stopped))
+            code, facts = to_wire(error_of(self._number, self._name(call), stopped, fuel=self._guest.exhausted_fuel()))
             self._client.send(messages.Raised(request=call.sequence, code=code, facts=facts))
         self._ring.end(slot, status, interrupted=interrupted)
         self._guest.resume_from_interruption()
@@ -170,8 +178,8 @@ class RingCalls:
         return self._names[call.export]
 
 
-def error_of(instance: int, export: str, stopped: GuestTrapError) -> ShmwasmError:
-    """Return what the caller of `export` is told of a guest that stopped."""
+def error_of(instance: int, export: str, stopped: GuestTrapError, *, fuel: int | None = None) -> ShmwasmError:
+    """Return what the caller of `export` is told of a guest that stopped; `fuel` is what it was given, if it has used that up."""
     trap = stopped.description
     match stopped.__cause__:
         case HostFunctionError() as raised:
@@ -180,5 +188,7 @@ def error_of(instance: int, export: str, stopped: GuestTrapError) -> ShmwasmErro
             return WorkerTrapError(instance, export, str(refused), INVALID_FREE, trap.backtrace)
         case ShmwasmError() as failure:
             return failure
+        case _ if fuel is not None and trap.code == UNREACHABLE:
+            return FuelExhaustedError(instance, export, f"its {fuel} units of fuel are used up", FUEL, trap.backtrace, fuel)
         case _:
             return trap.to_error(instance, export)
