@@ -58,7 +58,7 @@ class CallFuture(Future[Any]):
 class BoundExport:
     """One exported function of one instance; call it like a function."""
 
-    __slots__ = ("_barred", "_convert", "_function", "_instance", "_path", "_target", "name")
+    __slots__ = ("_address_of", "_barred", "_convert", "_function", "_instance", "_path", "_target", "name")
 
     def __init__(self, instance: Instance, path: RingCallPath, name: str, barred: set[int]) -> None:
         self._instance = instance
@@ -66,6 +66,7 @@ class BoundExport:
         self._convert = converters(instance, name)
         self._target = path.target(name)
         self._function = path.function(self._target, self._convert)
+        self._address_of = instance.address_of
         self._barred = barred
         self.name = name
 
@@ -118,7 +119,6 @@ class BoundExport:
             self._path.withdraw(call)
             raise
 
-    def __repr__(self) -> str:
     def numbers(self, arguments: Sequence[Value], fuel: int | None) -> list[Number]:
         """Return a call's arguments as the worker takes them.
 
@@ -132,10 +132,10 @@ class BoundExport:
             )
         return self._convert(arguments)
 
+    def __repr__(self) -> str:
         return f"<export {self.name!r} of {self._instance!r}>"
 
 
-class Exports:
 class MeteredExport(BoundExport):
     """One exported function of a metered module: the worker's takes its fuel too, and `_convert` gives it the usual amount."""
 
@@ -156,6 +156,7 @@ class MeteredExport(BoundExport):
         return [*self._plain(arguments), checks.amount_of_fuel(fuel)]
 
 
+class Exports:
     """The exported functions of an instance, as attributes and by name."""
 
     def __init__(self, instance: Instance, path: RingCallPath, barred: set[int]) -> None:
