@@ -344,7 +344,7 @@ class RingCallPath:
 
     def _send_unsent(self) -> None:
         """Submit what there is room for. The lock is held."""
-        while self._unsent and self._submit(self._unsent[0]):
+        while self._unsent and self._lost is None and not self._closed and self._submit(self._unsent[0]):
             self._unsent.popleft()
         self._room.notify_all()
 
@@ -378,8 +378,7 @@ class RingCallPath:
             for call, _ in ended:
                 if call is not None:
                     call.done = True
-            if not self._lost and not self._closed:
-                self._send_unsent()
+            self._send_unsent()
         for call, one in ended:
             if call is not None:
                 self._end(call, one)
@@ -409,6 +408,9 @@ class RingCallPath:
             answer = layout.RING_PENDING
         if answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))
+        if self._unsent:
+            with self._lock:
+                self._send_unsent()
         if answer == layout.RING_DONE:
             results = request.results()
             return results[0] if len(results) == 1 else list(results) or None

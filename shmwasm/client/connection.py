@@ -19,7 +19,7 @@ import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -53,7 +53,7 @@ class Receiving(Protocol):
         """Return when `handle_deadline` wants to be called (`time.monotonic`), or None; asked only after `Receiver.mind`."""
 
     def handle_deadline(self) -> None:
-        """Handle that the deadline has passed."""
+        """Handle that the deadline that was told last has passed; it may be another one by now."""
 
     def fail(self) -> None:
         """Fail all that waits for this source: it is not read any more."""
@@ -148,20 +148,25 @@ class Receiver:
                 self._read_once()
         except BaseException:  # noqa: BLE001  whoever waits must hear of it, whatever it is
             _log.critical("the thread that reads for a runtime failed, and the runtime with it", exc_info=True)
-            for source in self._snapshot(self._sources):
+            with self._lock:
+                sources = list(self._sources)
+            for source in sources:
                 source.fail()
 
     def _read_once(self) -> None:
         """Wait until something can be read or a deadline passes, and handle that."""
-        for key, _ in self._selector.select(self._patience()):
+        due = self._next_deadlines()
+        soonest = min(due.values(), default=math.inf)
+        self._wakes_at = soonest
+        patience = None if soonest == math.inf else min(max(0.0, soonest - time.monotonic()), LONGEST_WAIT)
+        for key, _ in self._selector.select(patience):
             if key.fd == self._wake:
                 os.eventfd_read(self._wake)
             elif not self._attend(key.data, key.data.handle_readable):
                 self.remove(key.data)
         now = time.monotonic()
-        for source in self._snapshot(self._minded):
-            deadline = source.next_deadline()
-            if deadline is not None and deadline <= now:
+        for source, deadline in due.items():
+            if deadline <= now:
                 self._attend(source, source.handle_deadline)
 
     def _attend(self, source: Receiving, handle: Callable[[], T]) -> T | None:
@@ -174,28 +179,22 @@ class Receiver:
             source.fail()
             return None
 
-    def _patience(self) -> float | None:
-        """Return how long to sleep until the next deadline; sources that have none are minded no more."""
+    def _next_deadlines(self) -> dict[Receiving, float]:
+        """Return the next deadlines; sources that have none are minded no more."""
         with self._lock:
-            self._wakes_at = (
-                math.inf
-            )  # whoever has a deadline from now on wakes this thread, until it is known when it wakes itself
+            # Whoever has a deadline from now on wakes this thread, until it is known when it wakes by itself.
+            self._wakes_at = math.inf
             minded = dict(self._minded)
-        soonest = math.inf
+        due = {}
         for source, minding in minded.items():
             deadline = source.next_deadline()
             if deadline is not None:
-                soonest = min(soonest, deadline)
+                due[source] = deadline
                 continue
             with self._lock:
                 if self._minded.get(source) == minding:
                     del self._minded[source]
-        self._wakes_at = soonest
-        return None if soonest == math.inf else min(max(0.0, soonest - time.monotonic()), LONGEST_WAIT)
-
-    def _snapshot(self, sources: Iterable[Receiving]) -> list[Receiving]:
-        with self._lock:
-            return list(sources)
+        return due
 
 
 class Connection:

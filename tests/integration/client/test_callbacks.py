@@ -7,16 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors, on_client
-
-from shmwasm.client.connection import Receiver, complete
-from shmwasm.posix.channels import Channel
-from shmwasm.protocol import codec, messages
+from shmwasm.client.connection import Receiver
 
 
 def read_what_is_not_unicode(_: object) -> None:
@@ -184,7 +181,7 @@ def test_a_forked_child_is_refused_at_once_whatever_it_uses(echo_text: str) -> N
         pool.shutdown()
 
 
-def test_more_calls_may_be_started_than_fit_into_the_socket_even_in_a_callback(
+def test_more_calls_may_be_started_than_fit_into_the_ring_even_in_a_callback(
     instance: Instance, in_callback: Callable[[Callable[[], object]], BaseException | None]
 ) -> None:
     calls: list[Future] = []
@@ -263,78 +260,3 @@ def test_a_receiver_that_has_stopped_touches_no_descriptor() -> None:
             os.eventfd_read(descriptor)
         os.close(descriptor)
     source.close()
-
-
-class Worker:
-    """The worker's end of a call path."""
-
-    def __init__(self, host_function: Callable[[int, list], list] = lambda _index, arguments: arguments) -> None:
-        self.receiver = Receiver()
-        ours, self.channel = Channel.pair()
-        self.killed = threading.Event()
-        self.path = SocketCallPath(7, ours, self.receiver, host_function, self.killed.set)
-
-    def start(self, export: str = "run", timeout: float = 0.0) -> Future:
-        future: Future = Future()
-        self.path.start(export, [], timeout, lambda results, error: complete(future, results, error))
-        return future
-
-    def next_call(self) -> messages.Call:
-        packet = self.channel.receive(timeout=20)
-        assert packet is not None
-        call = codec.call_messages.decode(packet[0])
-        assert isinstance(call, messages.Call)
-        return call
-
-    def answer(self, call: messages.Call) -> None:
-        self.channel.send(codec.encode(messages.Return(request=call.request, results=[call.request])))
-
-    def close(self) -> None:
-        self.path.close()
-        self.receiver.stop()
-        self.channel.close()
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    one = Worker()
-    yield one
-    one.close()
-
-
-def test_the_wire_has_the_order_of_the_numbers_whoever_starts_calls(worker: Worker) -> None:
-    threads = [threading.Thread(target=lambda: [worker.start() for _ in range(300)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        # Nobody reads: there is no room for all of them, and nobody waits for it.
-        thread.join(20)
-        assert not thread.is_alive()
-    numbers = []
-    for _ in range(1200):
-        call = worker.next_call()
-        numbers.append(call.request)
-        worker.answer(call)
-    assert numbers == list(range(1, 1201))
-
-
-def test_a_worker_that_cannot_be_understood_is_killed_and_its_calls_end(worker: Worker) -> None:
-    call = worker.start()
-    worker.channel.send(b"no message")
-    assert worker.killed.wait(20)
-    worker.path.lose(lambda running: errors.WorkerLostError(7, 1, 9, None, running))
-    assert isinstance(call.exception(timeout=20), errors.WorkerLostError)
-
-
-def test_what_was_started_before_is_sent_before_a_wait_for_that_ends(worker: Worker) -> None:
-    started = [worker.start() for _ in range(1200)]
-    waiting = threading.Thread(target=worker.path.wait_sent)
-    waiting.start()
-    worker.answer(worker.next_call())
-    started[0].result(timeout=20)
-    assert waiting.is_alive()
-    for _ in started[1:]:
-        worker.answer(worker.next_call())
-    waiting.join(20)
-    assert not waiting.is_alive()
-    assert [one.result(timeout=20) for one in started] == [[number] for number in range(1, 1201)]
