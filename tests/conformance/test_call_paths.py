@@ -1,6 +1,6 @@
 """What a way of calling an instance promises, whichever bytes travel how.
 
-A `Bench` joins a path to a worker's end that the test itself plays. Another implementation would join the suite by one more bench.
+A bench joins a path to a worker's end that the test itself plays. Another implementation would join the suite by one more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import wasmtime
 
 from shmwasm import errors
 from shmwasm.client import calls
-from shmwasm.client.asynchronous import Call
+from shmwasm.client.asynchronous import BatchCall, Call
 from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import Receiver
 from shmwasm.core import CORE_MODULE, Core, layout
@@ -226,6 +226,58 @@ def test_calls_reach_the_worker_in_the_order_in_which_they_were_started(bench: R
         assert call.arguments == (number,)
         bench.give(call, number)
     assert [future.result(PATIENCE)[0] for future in futures] == [[number] for number in range(200)]
+
+
+def test_calls_that_threads_start_run_in_the_order_of_their_numbers_and_nobody_waits(bench: RingBench) -> None:
+    taken: list[int] = []
+    threads = [threading.Thread(target=lambda: [bench.start("run", number) for number in range(300)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        # Nobody takes a call: there is no room for all of them.
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    for _ in range(1200):
+        call = bench.take()
+        taken.append(call.number)
+        bench.give(call, 1)
+    assert taken == list(range(1200))
+
+
+def test_what_was_started_before_is_in_the_ring_before_a_wait_for_that_ends(bench: RingBench) -> None:
+    started = [bench.start("run", number) for number in range(layout.RING_SLOTS + 10)]
+    waiting = threading.Thread(target=bench.path.wait_sent)
+    waiting.start()
+    for number in range(layout.RING_SLOTS + 10):
+        assert waiting.is_alive() or bench.path.calls == len(started)
+        bench.give(bench.take(), number)
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert [one.result(PATIENCE)[0] for one in started] == [[number] for number in range(layout.RING_SLOTS + 10)]
+
+
+def test_a_worker_that_cannot_be_understood_is_killed_and_its_calls_end(bench: RingBench) -> None:
+    futures = [bench.start("run", 1), bench.wait_for("run", 1)]
+    eventually(lambda: bench.path.calls == 2)
+    bench._channel.send(b"no message")
+    assert bench.overdue.wait(PATIENCE)
+    bench.lose()
+    assert all(isinstance(future.exception(PATIENCE), errors.WorkerLostError) for future in futures)
+
+
+def test_many_calls_in_one_slot_tell_how_many_returned(bench: RingBench) -> None:
+    outcomes: list[Any] = []
+    bench.path.start(BatchCall(bench.path.target("run"), 5, 0, 40, None, lambda *end: outcomes.append(end)))
+    call = bench.take()
+    bench.say(messages.Raised(request=call.number, code="UnsupportedError", facts={"what": "it", "reason": "none"}))
+    words = bench._core.view(call.slot, layout.RING_SLOT_HEADER).cast("I")
+    assert (words[6], words[8], words[9]) == (5, layout.RING_BATCHES, layout.RING_BATCHES + 40)
+    words[7] = 3  # its progress
+    bench._ring.end(call.slot, layout.CALL_TRAPPED)
+    eventually(lambda: outcomes)
+    ((progress, error),) = outcomes
+    assert progress == 3
+    assert isinstance(error, errors.UnsupportedError)
 
 
 def test_a_trap_is_the_error_that_the_worker_sent(bench: RingBench) -> None:

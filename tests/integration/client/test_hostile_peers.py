@@ -58,7 +58,7 @@ ATTACKS = {
     "cut off": _send(codec.encode(messages.Status(request=1))[:-3]),
     "large": _send(b"\xc1" * 300_000),
     "memfd without descriptor": _raw(b"\1" + (1 << 62).to_bytes(8, "little")),
-    "of another channel": _send(messages.Call(request=1, export="x", arguments=[])),
+    "of another channel": _send(messages.ShareMemory(request=1)),
     "of a worker": _send(messages.Ready()),
     "hello again": _send(messages.Hello(request=2, version=messages.VERSION)),
     "no descriptor": _send(

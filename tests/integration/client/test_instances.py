@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -159,6 +160,8 @@ def test_a_call_is_interrupted_at_its_time_limit_and_the_worker_lives(instance: 
 def test_a_killed_worker_fails_its_calls_with_the_signal(shared_runtime: Runtime, echo_module: Module) -> None:
     instance = shared_runtime.spawn(echo_module)
     running, waiting = instance.submit("spin"), instance.submit("add", 1, 2)
+    while not running.running():
+        time.sleep(0.001)
     os.kill(instance.pid, signal.SIGKILL)
     for future in (running, waiting):
         with pytest.raises(errors.WorkerLostError) as caught:
