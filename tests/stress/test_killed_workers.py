@@ -157,6 +157,7 @@ def test_with_on_death_keep_a_dead_workers_blocks_are_read_and_freed_by_others(
             sizes = [rng.choice([8, 100, 5000, 40_000, 200_000]) for _ in range(100)]
             addresses = [parent.call("allocate", size) & 0xFFFF_FFFF for size in sizes]
             dying = parent.submit("spin_allocating")
+            eventually(dying.running)
             assert signal_worker(parent, signal.SIGKILL)
             with pytest.raises(WorkerLostError) as lost:
                 dying.result(60)

@@ -120,9 +120,13 @@ with Runtime() as runtime:
     interrupted(lambda: runtime.spawn(endless))
     interrupted(lambda: runtime.pool(endless, size=2))
     interrupted(lambda: instance.call("spin"))
+    busy = instance.submit("spin")
+    while not busy.running():
+        time.sleep(0.001)
     interrupted(lambda: instance.memory)
     interrupted(instance.close)
     instance.kill()
+    assert isinstance(busy.exception(20), errors.ShmwasmError)
     for _ in range(3):
         interrupted(create_many)
     heap.malloc(5).free()
