@@ -1,6 +1,6 @@
 """Compare random modules with what the rewriter makes of them: `python agree.py WASM_OPT FIRST COUNT`.
 
-Each module is run as it is, and rewritten. The two must agree on every result, trap and log, and in the end on memories and
+Each module is run as it is, and rewritten; every second one is metered, too. The two must agree on every result, trap and log, and in the end on memories and
 globals. Then the rewritten one runs with a chain attached, and calls that aim at it; beside it, the original with a memory of
 4 GiB. What lies in the chain for one is memory for the other, so they must agree up to the first access that finds nothing in the
 window or may not write there. Whatever happens, the process must live.
@@ -26,7 +26,7 @@ from editing import NUMBERS, enlarged, expose, hang_limit, numeric_globals, stat
 from generation import generate
 from running import CHAIN_START, HEAP_SIZE, OUT_OF_BOUNDS, STACK, Code, Engine, Run, heaps
 
-from shmwasm.rewrite import rewrite
+from shmwasm.rewrite import meter, rewrite
 from shmwasm.wasm.binary import Binary
 from shmwasm.wasm.decoding import decode
 
@@ -58,7 +58,8 @@ class Comparison:
         exposed = expose(binary, memories=True)
         # Half of the modules keep their memories to themselves, so that it is the rewriter who exports one.
         rewritten = rewrite(exposed if dice.random() < 0.5 else expose(binary, memories=False))
-        ours = self._engine.compile(rewritten.content)
+        metered = meter(rewritten.content, rewritten.report.functions).content if seed % 2 else rewritten.content
+        ours = self._engine.compile(metered)
         self.counts["modules"] += 1
         self.counts["changed"] += rewritten.report.changed
         calls, aimed = list(plan(binary, dice, EDGES)), list(plan(binary, dice, PLACES))

@@ -187,7 +187,7 @@ class Run:
         self.window = Window(self.store, self._exports[chosen.name], chosen.type, pages=pages, alias=alias, start=start)
         if seam.HOST in self.description.exports:
             self._host_table = HostTable(self.store)  # kept, as the guest calls it
-            self._host_table.fill(self._exports[seam.HOST], self.window, Waiting(deadline=lambda: None, overdue=TimeoutError))
+            self._host_table.fill(self._exports[seam.HOST], self.window, Waiting(lambda: None))
 
     def _attach(self, descriptors: Sequence[int], *, writable: bool) -> None:
         starts = range(CHAIN_START, WINDOW_END, HEAP_SIZE)

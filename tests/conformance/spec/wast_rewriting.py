@@ -74,7 +74,7 @@ class RewrittenWorld(World):
         self._wide: dict[int, _WideMemory] = {}
         self._host_tables: list[HostTable] = []
         self._closing = ExitStack()
-        self._waiting = Waiting(deadline=lambda: None, overdue=TimeoutError)
+        self._waiting = Waiting(lambda: None)
         super().__init__(engine, modules)
 
     def close(self) -> None:
