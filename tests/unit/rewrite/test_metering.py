@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import wasmtime
 
@@ -95,7 +97,7 @@ def test_metered_functions_return_the_same_and_stop_without_what_they_need(meter
 def test_each_turn_is_paid_for(metered):
     guest = metered(TAIL)
     costs = [guest.run(number)[1] for number in range(4)]
-    assert {after - before for before, after in zip(costs[:-1], costs[1:], strict=True)} == {costs[1] - costs[0]}
+    assert {after - before for before, after in itertools.pairwise(costs)} == {costs[1] - costs[0]}
     assert guest.run(3, costs[1])[0] is None
 
 
