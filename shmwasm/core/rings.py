@@ -315,7 +315,7 @@ class ClientRing:
 
 
 _TAKEN: Final = 128
-"""Where the ring says how many calls were taken."""
+"""Where the ring says how many calls were taken; how many of them since the last RING_PAUSE, that follows."""
 
 _SLOT_PROGRESS: Final = 7
 """Which word of a slot counts the calls of a batch that have returned."""
@@ -362,7 +362,7 @@ class WorkerRing:
         if not core.call("ring_is_sound", self.address):
             core.unmap_metadata(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
-        self._taken = core.view(self.address + _TAKEN, 4).cast("I")
+        self._counts = core.view(self.address + _TAKEN, 8).cast("I")
 
     def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
         """Return what a dispatcher imports from `dispatching.CORE`, by name."""
@@ -375,7 +375,11 @@ class WorkerRing:
     @property
     def sequence(self) -> int:
         """The number of the call that was taken last; known without entering the core."""
-        return (self._taken[0] - 1) & 0xFFFF_FFFF
+        return (self._counts[0] - 1) & 0xFFFF_FFFF
+
+    def allow(self, calls: int) -> None:
+        """Ask for RING_PAUSE after so many calls, this time; it comes after `layout.RING_CALLS_AT_A_TIME` at the latest."""
+        self._counts[1] = layout.RING_CALLS_AT_A_TIME - calls
 
     def advance(self, slot: int) -> None:
         """Count one more call of a batch as returned."""

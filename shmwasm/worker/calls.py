@@ -82,7 +82,7 @@ class RingCalls:
         self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
         self._arguments = (self._ring.address,)
         self._interrupt = interrupt
-        self.interrupter = Interrupter(guest.tick, interrupt)
+        self.interrupter = Interrupter(guest.tick, interrupt, client.fileno())
 
     @property
     def running(self) -> int:
@@ -97,6 +97,10 @@ class RingCalls:
             except GuestTrapError as error:
                 stopped = error
             self._end_stopped(stopped)
+
+    def allow(self, calls: int) -> None:
+        """Come back with `layout.RING_PAUSE` after so many calls."""
+        self._ring.allow(calls)
 
     def park(self) -> bool:
         """Say that the worker is about to sleep; return whether it may. `unpark` follows."""

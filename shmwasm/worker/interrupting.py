@@ -19,14 +19,17 @@ guest meets the tick when it returns.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
+import queue
 import select
-import threading
 from collections.abc import Callable
 
 from shmwasm.addresses import NativeAddress
+from shmwasm.errors import ProtocolError
 from shmwasm.posix import futexes
+from shmwasm.worker.links import give_up, leave
 
 
 class InterruptedWaitError(Exception):
@@ -39,40 +42,47 @@ class Interrupter:
     Args:
         tick: Increments the engine's epoch.
         eventfd: What the client writes.
+        client: The descriptor of the channel to the client, whose end ends the process.
     """
 
-    def __init__(self, tick: Callable[[], None], eventfd: int) -> None:
+    def __init__(self, tick: Callable[[], None], eventfd: int, client: int) -> None:
         self._tick = tick
         self._eventfd = eventfd
+        self._client = client
         self._word = ctypes.c_uint32(0)
         self._address = NativeAddress(ctypes.addressof(self._word))
         self._met = 0
-        self._made = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
+        self._made: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._started = False
 
     @property
     def alarm(self) -> futexes.Alarm | None:
         """What ends a wait of the call that runs; None while no call can be interrupted."""
-        return None if self._thread is None else futexes.Alarm(self._address, self._met)
+        return futexes.Alarm(self._address, self._met) if self._started else None
 
     def start(self) -> None:
         """Start the thread, if it does not run yet. It ends with the process."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="shmwasm-interrupter", daemon=True)
-            self._thread.start()
+        if not self._started:
+            self._started = True
+            _thread.start_new_thread(self._watch, ())  # what `threading` adds takes 150 KiB of private memory, and is not needed
 
     def meet(self) -> None:
         """Wait until the tick that is due was made, and count it as met."""
-        self._made.acquire()
+        self._made.get()
         self._met = (self._met + 1) & 0xFFFF_FFFF
 
     def _watch(self) -> None:
+        """Tick until the client is gone: then nobody wants the calls any more, and a tick that is due may never come."""
         poll = select.poll()
         poll.register(self._eventfd, select.POLLIN)
-        while True:
-            poll.poll()  # the client may have made the descriptor one that does not block
-            os.eventfd_read(self._eventfd)
+        poll.register(self._client, 0)  # its end is always told
+        while all(number != self._client for number, _ in poll.poll()):
+            try:
+                os.eventfd_read(self._eventfd)
+            except OSError as failure:
+                give_up(ProtocolError(f"the client sent no eventfd for interrupts: {failure}"))
             self._tick()
             self._word.value += 1
             futexes.wake(self._address)
-            self._made.release()
+            self._made.put(None)
+        leave()

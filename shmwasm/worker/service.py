@@ -5,13 +5,17 @@ Theory
 The calls are the dispatcher's affair. It comes back for whatever is not a call, and when there is none: then the worker sleeps
 until somebody rings the doorbell or sends a message. What the coordinator sent comes first, as it may have waited for many calls;
 only `Stop` waits for the calls that the client made before it asked for it.
+
+A client may keep the ring full. So the dispatcher comes back after some calls in any case; how many follows from how long the
+last ones took, so that the coordinator waits for some milliseconds, or for one call.
 """
 
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmwasm.core import layout
 from shmwasm.errors import ProtocolError, ShmwasmError, to_wire
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
     from shmwasm.worker.calls import RingCalls
     from shmwasm.worker.instance import Instance
     from shmwasm.worker.links import ControlLink
+
+
+MOST_CALLS: Final = 256
+"""How many calls are run, at most, before the channels are looked at: many enough to make the look cost nothing."""
+
+PATIENCE: Final = 0.005
+"""Seconds that the coordinator may wait for a look, unless a single call takes longer."""
 
 
 def serve(instance: Instance, control: ControlLink) -> NoReturn:
@@ -43,6 +54,8 @@ class Service:
         self._control_number = control.fileno()
         self._client_number = instance.client.fileno()
         self._stopping = False
+        self._allowed = 1
+        self._looked = time.monotonic()
         self._poll = select.poll()
         self._poll.register(self._control_number, select.POLLIN)
         self._poll.register(self._client_number, select.POLLIN)
@@ -66,8 +79,17 @@ class Service:
                 calls.watch()
             case layout.RING_PAUSE:
                 self._handle(self._ready(0))
+                self._set_pace(calls)
             case _:
                 self._park(calls)
+
+    def _set_pace(self, calls: RingCalls) -> None:
+        """Allow as many calls as will take half of the time that the last ones should have taken, or at most twice as many."""
+        now = time.monotonic()
+        fitting = self._allowed * PATIENCE / 2 / max(now - self._looked, 1e-9)
+        self._allowed = max(1, min(int(fitting), 2 * self._allowed, MOST_CALLS))
+        self._looked = now
+        calls.allow(self._allowed)
 
     def _park(self, calls: RingCalls) -> None:
         if not calls.park():
@@ -75,6 +97,8 @@ class Service:
         ready = self._wait()
         calls.unpark(rung=calls.doorbell in ready)
         self._handle(ready)
+        self._looked = time.monotonic()
+        calls.allow(self._allowed)
 
     def _wait(self) -> set[int]:
         """Wait until something can be read, and return what; where there is nothing left to do, exit."""
@@ -95,6 +119,7 @@ class Service:
             if descriptors is not None:
                 self._instance.open_ring(descriptors)
                 assert self._instance.calls is not None
+                self._instance.calls.allow(self._allowed)
                 self._poll.register(self._instance.calls.doorbell, select.POLLIN)
 
     def _obey(self, message: messages.CoordinatorToWorker, descriptors: Sequence[int]) -> None:
