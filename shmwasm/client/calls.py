@@ -251,7 +251,8 @@ class RingCallPath:
                 return
             self._closed = True
         self._side.close()
-        self._ring.call_attention()  # a worker that lives sees that it is not wanted any more
+        if self._lost is None:
+            self._send_away()
         try:
             self._wait_for_sleepers()
         finally:
@@ -496,6 +497,13 @@ class RingCallPath:
         while self._sleepers or (self._has_uncollected() and time.monotonic() < patience):
             self._sleepers.wake()
             time.sleep(ROOM_STEP)
+
+    def _send_away(self) -> None:
+        """Make a worker that lives see that it is not wanted any more."""
+        self._ring.call_attention()
+        running = self._ring.running()
+        if running is not None and self._ring.end_early(running.sequence) == layout.CALL_INTERRUPTING:
+            os.eventfd_write(self._interrupt, 1)
 
     def _has_uncollected(self) -> bool:
         """Return whether a call has ended whose caller does not know yet."""
