@@ -1,9 +1,9 @@
 """Compare random modules with what the rewriter makes of them: `python agree.py WASM_OPT FIRST COUNT`.
 
 Each module is run as it is, and rewritten; every second one is metered, too. The two must agree on every result, trap and log,
-and in the end on memories and globals. Then the rewritten one runs with a chain attached, and calls that aim at it; beside it, the original with a memory of
-4 GiB. What lies in the chain for one is memory for the other, so they must agree up to the first access that finds nothing in the
-window or may not write there. Whatever happens, the process must live.
+and in the end on memories and globals. Then the rewritten one runs with a chain attached, and calls that aim at it; beside it,
+the original with a memory of 4 GiB. What lies in the chain for one is memory for the other, so they must agree up to the first
+access that finds nothing in the window or may not write there. Whatever happens, the process must live.
 
 Prints each seed before it is tried, then a line of JSON: counts of what was done, and disagreements by seed.
 """
