@@ -28,8 +28,8 @@ wasi:  ## make WASI's adapters from the table of its functions
 layout:  ## write shmwasm/core/layout.py from the C header
 	$(PYTHON) tools/generate_layout.py
 
-bench:  ## measure the budgets beside their peers: a table, and JSON
-	$(PYTHON) -m benchmarks
+bench:  ## measure the budgets beside their peers: a table, JSON, and the page with plots
+	$(PYTHON) -m benchmarks --page docs/benchmarks
 
 soak:  ## the stress suite, over and over, until it fails or is interrupted
 	while SHMWASM_STRESS=$${SHMWASM_STRESS:-5} pytest -n auto tests/stress; do :; done

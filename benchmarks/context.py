@@ -38,6 +38,11 @@ class Context:
         """How often each side of a comparison is measured."""
         return 5 if self.quick else 15
 
+    @property
+    def few_rounds(self) -> int:
+        """How often where a side takes long, or there are many."""
+        return max(2, self.rounds // 3)
+
     def scaled(self, amount: int) -> int:
         """Return how much of `amount` to do in one round."""
         return amount // 10 if self.quick else amount

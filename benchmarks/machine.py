@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.context import compiler
 
-PACKAGES = ("shmwasm", "wasmtime", "numpy", "msgspec", "psutil")
+PACKAGES = ("shmwasm", "wasmtime", "numpy", "msgspec", "psutil", "iceoryx2", "loky", "ray", "extism", "pyzmq")
 
 
 def facts() -> dict[str, object]:

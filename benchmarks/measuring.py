@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import statistics
 import time
@@ -76,6 +77,23 @@ def elapsed(work: Callable[[], object], *, clock: Clock = time.perf_counter) -> 
 def median_elapsed(work: Callable[[], object], times: int, *, clock: Clock = time.perf_counter) -> float:
     """Return the median of the seconds that `work` took by a clock, each time taken by itself."""
     return statistics.median(elapsed(work, clock=clock) for _ in range(times))
+
+
+def round_trips(work: Callable[[], object], times: int) -> list[float]:
+    """Return how many seconds `work` took, each time by itself, in ascending order."""
+    clock = time.perf_counter
+    taken = []
+    for _ in range(times):
+        start = clock()
+        work()
+        taken.append(clock() - start)
+    taken.sort()
+    return taken
+
+
+def percentile(ascending: Sequence[float], share: float) -> float:
+    """Return the smallest value that is not exceeded by that share of the values: 0.99 for all but each hundredth."""
+    return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
 
 
 def process_clock(pid: int) -> Clock:

@@ -26,16 +26,22 @@ def table(rows: Iterable[Row]) -> Table:
         if topic not in {None, row.topic}:
             shown.add_section()
         topic = row.topic
-        shown.add_row(
-            row.what,
-            quantity(row.ours, row.unit),
-            quantity(row.peer, row.unit) if row.peer else "",
-            row.peer_name,
-            f"{row.ratio.median:.3f} ± {row.ratio.spread:.3f}" if row.ratio else "",
-            _budget(row.budget, row.unit) if row.budget else "",
-            _verdict(row),
-        )
+        *shown_cells, met = cells(row)
+        shown.add_row(*shown_cells, met and f"[{'green' if row.met else 'bold red'}]{met}")
     return shown
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row as a table shows it: what, ours, the peer's, whose that is, the ratio, the budget, whether it was met."""
+    return [
+        row.what,
+        quantity(row.ours, row.unit),
+        quantity(row.peer, row.unit) if row.peer else "",
+        row.peer_name,
+        ratio(row.ratio) if row.ratio else "",
+        budget(row.budget, row.unit) if row.budget else "",
+        {None: "", True: "yes", False: "NO"}[row.met],
+    ]
 
 
 def as_json(row: Row) -> dict[str, object]:
@@ -45,25 +51,33 @@ def as_json(row: Row) -> dict[str, object]:
 
 def quantity(summary: Summary, unit: Unit) -> str:
     """Return a median and its spread in the prefix that suits the median: `8.41 ± 0.03 ns`."""
-    scale, name = _prefix(summary.median, unit)
+    scale, name = prefix(summary.median, unit)
     return f"{summary.median / scale:.3g} ± {summary.spread / scale:.1g} {name}"
 
 
-def _prefix(value: float, unit: Unit) -> tuple[float, str]:
+def number(value: float, unit: Unit) -> str:
+    """Return a value in the prefix that suits it: `2 µs`."""
+    scale, name = prefix(value, unit)
+    return f"{value / scale:g} {name}"
+
+
+def ratio(summary: Summary) -> str:
+    """Return a ratio and its spread."""
+    if summary.median < 0.1:
+        return f"1 / {1 / summary.median:,.0f}"
+    if summary.median >= 100:
+        return f"{summary.median:,.0f} ± {summary.spread:,.0f}"
+    return f"{summary.median:.3f} ± {summary.spread:.3f}"
+
+
+def prefix(value: float, unit: Unit) -> tuple[float, str]:
+    """Return the largest prefix that the value is not smaller than: what it is divided by, and its name."""
     prefixes = _PREFIXES[unit]
     return next((prefix for prefix in prefixes if value >= prefix[0]), prefixes[-1])
 
 
-def _budget(budget: Budget, unit: Unit) -> str:
-    if budget.of == "ratio":
-        return f"<= {budget.limit:g}x"
-    scale, name = _prefix(budget.limit, unit)
-    return f"<= {budget.limit / scale:g} {name}"
-
-
-def _verdict(row: Row) -> str:
-    if row.budget is None or row.met is None:
-        return ""
-    if not row.budget.binding:
-        return "later" if not row.met else "yes"
-    return "[green]yes[/green]" if row.met else "[bold red]NO[/bold red]"
+def budget(limit: Budget, unit: Unit) -> str:
+    """Return a budget as it is shown: `<= 2 µs`."""
+    if limit.of == "ratio":
+        return f"{limit.sense} {limit.limit:g}x"
+    return f"{limit.sense} {number(limit.limit, unit)}"

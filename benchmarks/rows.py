@@ -13,12 +13,15 @@ Unit = Literal["s", "B", "1/s"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a row may be at most."""
+    """What a row may be at most, or must be at least."""
 
     limit: float
     of: Literal["value", "ratio"]
-    binding: bool = True
-    """False where the budget is that of work to come, and is shown for comparison."""
+    sense: Literal["<=", ">="] = "<="
+
+    def allows(self, value: float) -> bool:
+        """Return whether a value keeps to it."""
+        return value <= self.limit if self.sense == "<=" else value >= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class Row:
     peer: Summary | None = None
     ratio: Summary | None = None
     budget: Budget | None = None
+    curve: str = ""
+    """What it is a point of, if there is a plot."""
+    point: str = ""
+    """Where on the curve, as it is shown."""
 
     @property
     def met(self) -> bool | None:
@@ -40,17 +47,22 @@ class Row:
         if self.budget is None:
             return None
         measured = self.ours if self.budget.of == "value" else self.ratio
-        return None if measured is None else measured.median <= self.budget.limit
+        return None if measured is None else self.budget.allows(measured.median)
 
 
-def at_most(limit: float, *, binding: bool = True) -> Budget:
+def at_most(limit: float) -> Budget:
     """Return the budget of a value, in the row's unit."""
-    return Budget(limit, "value", binding)
+    return Budget(limit, "value")
 
 
-def ratio_at_most(limit: float, *, binding: bool = True) -> Budget:
+def at_least(limit: float) -> Budget:
+    """Return the budget of a value of which more is better."""
+    return Budget(limit, "value", ">=")
+
+
+def ratio_at_most(limit: float) -> Budget:
     """Return the budget of the ratio to the peer."""
-    return Budget(limit, "ratio", binding)
+    return Budget(limit, "ratio")
 
 
 def compare(
@@ -62,8 +74,10 @@ def compare(
     *,
     budget: Budget | None = None,
     unit: Unit = "s",
+    curve: str = "",
+    point: str = "",
 ) -> Row:
     """Return the row of a measurement and, if there is one, of its interleaved peer's."""
-    if peers is None:
-        return Row(topic, what, unit, summarize(ours), peer_name, budget=budget)
-    return Row(topic, what, unit, summarize(ours), peer_name, summarize(peers), summarize_ratio(ours, peers), budget)
+    peer = None if peers is None else summarize(peers)
+    ratio = None if peers is None else summarize_ratio(ours, peers)
+    return Row(topic, what, unit, summarize(ours), peer_name, peer, ratio, budget, curve, point)

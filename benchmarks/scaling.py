@@ -10,6 +10,7 @@ from benchmarks.context import MIB, Context, compile_natively, guest, loop_work
 from benchmarks.guest_blocks import beside_glibc
 from benchmarks.measuring import elapsed, interleave, median_elapsed, process_clock
 from benchmarks.rows import Budget, Row, at_most, compare, ratio_at_most
+from benchmarks.scaling_calls import call_rows
 from shmwasm import Instance, Module, Runtime, SharedHeap
 
 TOPIC: Final = "scaling"
@@ -30,11 +31,14 @@ def rows(context: Context) -> Iterator[Row]:
         yield from _workers(context, runtime, module)
     with Runtime() as runtime:
         yield from _heap_sizes(context, runtime)
+    with Runtime() as runtime:
+        yield from call_rows(context, runtime, TOPIC, FLAT)
 
 
 def _curve(what: str, points: list[str], values: list[list[float]], budget: Budget = FLAT) -> Iterator[Row]:
+    yield compare(TOPIC, f"{what}, {points[0]}", values[0], curve=what, point=points[0])
     for point, measured in zip(points[1:], values[1:], strict=True):
-        yield compare(TOPIC, f"{what}, {point}", measured, points[0], values[0], budget=budget)
+        yield compare(TOPIC, f"{what}, {point}", measured, points[0], values[0], budget=budget, curve=what, point=point)
 
 
 def _live_blocks(context: Context, runtime: Runtime, module: Module) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-/* The smallest work on data that is passed by address: what remains is the call. */
+/* The smallest work on data that is passed by address, and on numbers: what remains is the call. */
 #include <stdint.h>
 
 #define EXPORT(name) __attribute__((export_name(name)))
@@ -13,3 +13,8 @@ EXPORT("touch") uint32_t touch(uint8_t *bytes, uint32_t size) {
     bytes[0]++;
     return bytes[0] + bytes[size - 1];
 }
+
+/* Reads the first and the last byte, if there are any. */
+EXPORT("ends") uint32_t ends(const uint8_t *bytes, uint32_t size) { return size ? bytes[0] + bytes[size - 1] : 0; }
+
+EXPORT("increment") uint32_t increment(uint32_t number) { return number + 1; }

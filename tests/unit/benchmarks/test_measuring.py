@@ -1,30 +1,10 @@
-"""The statistics of the benchmarks. They are no part of an installation, so they are loaded from their files."""
+"""The statistics of the benchmarks."""
 
-import importlib.util
 import itertools
 import os
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmarks():
-    """Return a function that imports a module of the benchmarks."""
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the benchmarks are not part of an installation")
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", BENCHMARKS / "__init__.py", submodule_search_locations=[str(BENCHMARKS)]
-    )
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["benchmarks"] = package
-    spec.loader.exec_module(package)
-    yield lambda name: importlib.import_module(f"benchmarks.{name}")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -64,6 +44,18 @@ def test_subjects_take_turns_and_neither_is_always_the_first(measuring):
     assert values == [[0, 3, 4], [1, 2, 5]]
 
 
+@pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 5), (0.51, 6), (0.99, 10), (1.0, 10)])
+def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(measuring, share, value):
+    assert measuring.percentile([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], share) == value
+
+
+def test_round_trips_are_each_measured_and_given_in_order(measuring):
+    calls = []
+    taken = measuring.round_trips(lambda: calls.append(None), 50)
+    assert len(calls) == len(taken) == 50
+    assert taken == sorted(taken)
+
+
 def test_warm_up_rounds_are_run_but_not_counted(measuring):
     numbers = itertools.count()
     assert measuring.interleave(lambda: next(numbers), rounds=2, warmups=3) == [[3, 4]]
@@ -92,6 +84,8 @@ def test_a_process_that_is_gone_has_no_clock(measuring):
         ([2.0], [1.0], ("at_most", 2.0), True),
         ([2.0], None, ("at_most", 1.9), False),
         ([2.0], [1.0], None, None),
+        ([2.0], None, ("at_least", 2.0), True),
+        ([2.0], None, ("at_least", 2.1), False),
     ],
 )
 def test_a_budget_is_met_by_the_median_of_what_it_limits(rows, ours, peers, budget, met):
