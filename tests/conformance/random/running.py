@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import wasmtime
 from editing import NUMBERS
 
-from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
+from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, NativeAddress
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.config import SETTINGS
@@ -23,6 +24,7 @@ from shmwasm.engine.host_table import HostTable
 from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription, describe
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import AttachError, UnsupportedError
+from shmwasm.posix.mappings import unmap_fixed
 from shmwasm.rewrite import seam
 from shmwasm.worker.waiting import Waiting
 
@@ -39,6 +41,9 @@ STACK: Final = "stack_overflow"
 
 Outcome = tuple[bytes, ...] | str
 """The results of a call, bit for bit; or what stopped it."""
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class TrapError(Exception):
@@ -154,6 +159,21 @@ class Run:
             return str(trap)
         return tuple(map(bits, kind.results, results))
 
+    def succeeds(self, name: str, arguments: Sequence[float]) -> bool:
+        """Return whether a call would neither trap for what it touches nor kill the process. Nothing changes here."""
+        child = os.fork()
+        if not child:
+            os._exit(self.call(name, arguments) in {OUT_OF_BOUNDS, STACK})
+        return os.waitpid(child, 0)[1] == 0
+
+    def close_window(self, size: int, *, writable: bool) -> None:
+        """Of a first memory of 4 GiB, leave what a memory of `size` bytes and a chain have; a native instruction may fault."""
+        base = self._base(self.memories[0])
+        unmap_fixed(NativeAddress(base + size), CHAIN_START - size)
+        if not writable:
+            first = base + CHAIN_START + HEAP_SIZE
+            assert not _libc.mprotect(ctypes.c_void_p(first), ctypes.c_size_t(base + WINDOW_END - first), mmap.PROT_READ)
+
     @property
     def memories(self) -> list[str]:
         """The names of its exported memories; where only the heap memory is exported, that is the one."""
@@ -162,13 +182,11 @@ class Run:
 
     def memory(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Return what a range of an exported memory holds, by default all that its guest sees as its own."""
-        memory = self._exports[name]
-        context = () if isinstance(memory, wasmtime.SharedMemory) else (self.store,)
-        base = ctypes.cast(memory.data_ptr(*context), ctypes.c_void_p).value
         if size is None:
             ours = self.window is not None and name == heap_memory(self.description).name
-            size = self.window.memory_size if ours else memory.data_len(*context)
-        return ctypes.string_at(base + start, size)
+            memory = self._exports[name]
+            size = self.window.memory_size if ours else memory.data_len(*self._context(memory))
+        return ctypes.string_at(self._base(name) + start, size)
 
     def number(self, name: str, kind: str) -> bytes:
         """Return what an exported global of type `kind` holds, bit for bit."""
@@ -177,6 +195,13 @@ class Run:
     def trace(self) -> tuple[bytes, int]:
         """Return what was logged, and where the log ends."""
         return bytes(self._support["trace"].read(self.store, 0, WASM_PAGE)), self._support["end"].value(self.store)
+
+    def _base(self, name: str) -> int:
+        memory = self._exports[name]
+        return ctypes.cast(memory.data_ptr(*self._context(memory)), ctypes.c_void_p).value
+
+    def _context(self, memory: wasmtime.Memory | wasmtime.SharedMemory) -> tuple[wasmtime.Store, ...]:
+        return () if isinstance(memory, wasmtime.SharedMemory) else (self.store,)
 
     def _open_window(self, start: int) -> None:
         chosen, wide = heap_memory(self.description), is_wide(self.description)
