@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import wasmtime
 from editing import NUMBERS
 
-from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, NativeAddress
+from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.config import SETTINGS
@@ -24,7 +23,6 @@ from shmwasm.engine.host_table import HostTable
 from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription, describe
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import AttachError, UnsupportedError
-from shmwasm.posix.mappings import unmap_fixed
 from shmwasm.rewrite import seam
 from shmwasm.worker.waiting import Waiting
 
@@ -41,9 +39,6 @@ STACK: Final = "stack_overflow"
 
 Outcome = tuple[bytes, ...] | str
 """The results of a call, bit for bit; or what stopped it."""
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class TrapError(Exception):
@@ -158,21 +153,6 @@ class Run:
         except TrapError as trap:
             return str(trap)
         return tuple(map(bits, kind.results, results))
-
-    def succeeds(self, name: str, arguments: Sequence[float]) -> bool:
-        """Return whether a call would neither trap for what it touches nor kill the process. Nothing changes here."""
-        child = os.fork()
-        if not child:
-            os._exit(self.call(name, arguments) in {OUT_OF_BOUNDS, STACK})
-        return os.waitpid(child, 0)[1] == 0
-
-    def close_window(self, size: int, *, writable: bool) -> None:
-        """Of a first memory of 4 GiB, leave what a memory of `size` bytes and a chain have; a native instruction may fault."""
-        base = self._base(self.memories[0])
-        unmap_fixed(NativeAddress(base + size), CHAIN_START - size)
-        if not writable:
-            first = base + CHAIN_START + HEAP_SIZE
-            assert not _libc.mprotect(ctypes.c_void_p(first), ctypes.c_size_t(base + WINDOW_END - first), mmap.PROT_READ)
 
     @property
     def memories(self) -> list[str]:
