@@ -322,7 +322,9 @@ class Instance:
 
         Raises:
             ArgumentError: The block was freed, or its heap is not in the attached chain.
+            ClosedError: The instance was closed.
         """
+        self._require_open()
         if block.freed:
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
         if self._shared_heap is None or block.heap not in self._heaps_of(self._shared_heap):
