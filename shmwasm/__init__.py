@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     __version__: str
     from shmwasm.client.blocks import Block
     from shmwasm.client.heaps import SharedHeap
-    from shmwasm.client.instances import BoundExport, Instance
+    from shmwasm.client.exports import BoundExport
+    from shmwasm.client.instances import Instance
     from shmwasm.client.modules import Module, on_client
     from shmwasm.client.pools import InstancePool
     from shmwasm.client.runtime import Runtime
@@ -34,7 +35,7 @@ __all__ = [
 
 _HOMES = {
     "Block": "client.blocks",
-    "BoundExport": "client.instances",
+    "BoundExport": "client.exports",
     "Caller": "engine.callers",
     "Instance": "client.instances",
     "InstancePool": "client.pools",

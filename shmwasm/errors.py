@@ -38,6 +38,7 @@ Every class is a dataclass: its fields are its facts. Errors cross a process as 
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -217,8 +218,7 @@ class UnknownExportError(InstanceError, LookupError):
     known: list[str]
 
     def __str__(self) -> str:
-        names = ", ".join(self.known) or "none"
-        return f"instance {self.instance} exports no function {shown(self.export)}; its functions are: {names}"
+        return f"instance {self.instance} exports no function {shown(self.export)}; its functions are: {listed(self.known)}"
 
 
 @dataclass(eq=False)
@@ -338,8 +338,17 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names as an error lists them: the first, and how many more there are."""
+    rest = len(names) - _LISTED
+    return (", ".join(names[:_LISTED]) or "none") + (f", and {rest} more" if rest > 0 else "")
+
+
 _SHOWN = 200
 """How many characters of a value an error shows."""
+
+_LISTED = 50
+"""How many names an error lists."""
 
 
 def _tree(root: type[ShmwasmError]) -> dict[str, type[ShmwasmError]]:

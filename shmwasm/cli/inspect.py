@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shmwasm.cli.inspection import Inspection, MemoryLine, inspection_of, memory_type
-from shmwasm.cli.reporting import print_json, reported
+from shmwasm.cli.reporting import print_json, readable, reported
 from shmwasm.engine.compiling import rewritten
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.modules import read_module, validate
@@ -79,7 +79,7 @@ def _print_table(console: Console, title: str, columns: Sequence[str], rows: Seq
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows[:_MOST_LINES]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(readable(cell).replace("\n", r"\n")) for cell in row))
     console.print(table)
     if len(rows) > _MOST_LINES:
         console.print(Text(f"... and {len(rows) - _MOST_LINES} more; --json lists all"))

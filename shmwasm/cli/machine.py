@@ -163,7 +163,7 @@ def role_of(command: list[str]) -> str | None:
 def _has_engine(pid: int) -> bool:
     """Whether the process has the engine's library mapped; one that may not be looked at is given the benefit of the doubt."""
     try:
-        return _ENGINE_LIBRARY in Path(f"/proc/{pid}/maps").read_text()
+        return _ENGINE_LIBRARY in Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except FileNotFoundError:
         return False
     except OSError:

@@ -17,6 +17,11 @@ def print_json(facts: dict[str, Any]) -> None:
     click.echo(json.dumps(facts, indent=2, default=str, allow_nan=False))
 
 
+def readable(text: str) -> str:
+    """Return text with all but lines and what can be seen as escapes: a module's names may hold what drives a terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the option `--json` (its parameter `as_json`), and turn our errors into messages and exit code 1."""
 
@@ -27,7 +32,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             command(*arguments, as_json=as_json, **options)
         except errors.ShmwasmError as error:
             if not as_json:
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException(readable(str(error))) from error
             kind, facts = errors.to_wire(error)
             print_json({"error": {"kind": kind, "message": str(error), "facts": facts}})
             raise SystemExit(1) from error

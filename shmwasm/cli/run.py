@@ -11,10 +11,10 @@ import click
 
 from shmwasm import Module, Runtime, SharedHeap, WasiOptions
 from shmwasm.addresses import MAXIMUM_CHAIN_SIZE
-from shmwasm.cli.reporting import print_json, reported
+from shmwasm.cli.reporting import print_json, readable, reported
 from shmwasm.cli.sizes import size_between
 from shmwasm.cli.values import Value, parse_values, plain
-from shmwasm.errors import GuestExitError
+from shmwasm.errors import GuestExitError, listed
 
 _EXAMPLES = """\b
 Examples:
@@ -101,7 +101,7 @@ def _choose_call(module: Module, invoke: str | None, arguments: Sequence[str]) -
     """Return the function to call, and its arguments."""
     if invoke is None and module.is_wasi_command:
         return "_start", []
-    known = ", ".join(sorted(module.exports)) or "none"
+    known = readable(listed(sorted(module.exports)))
     if invoke is None:
         raise click.UsageError(f"--invoke is missing: the module is no WASI command; its functions are: {known}")
     if invoke not in module.exports:

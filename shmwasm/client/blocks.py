@@ -48,6 +48,7 @@ class Block:
 
         Raises:
             ArgumentError: The block was freed, its heap is not attached to the instance, or `instance` is none.
+            ClosedError: The instance was closed.
         """
         from shmwasm.client.instances import Instance  # noqa: PLC0415  instances know heaps, which make blocks
 

@@ -321,10 +321,11 @@ class Instance:
 
         Raises:
             ArgumentError: The block was freed, or its heap is not in the attached chain.
+            ClosedError: The instance was closed.
         """
         heap = block.heap
         base = self._bases.get(heap)
-        if base is None or block.freed or heap.closed:
+        if base is None or block.freed or heap.closed or self._closed:
             base = self._checked_base(block)
         return AppAddress(base + block.offset)
 
@@ -367,6 +368,7 @@ class Instance:
 
     def _checked_base(self, block: Block) -> AppAddress:
         """Return where this instance sees a block's heap, or raise as `address_of` does."""
+        self.require_open()
         if block.freed:
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
         self._bases = self._attached_heaps()  # another heap of the chain may have been opened since

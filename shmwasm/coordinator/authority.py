@@ -44,7 +44,7 @@ class _NoHooks:
     def _unexpected(self, *_facts: object) -> NoReturn:
         raise AssertionError("the coordinator's core asked its host for something")
 
-    lease = release = refuse = scrub = _unexpected
+    lease = release = refuse = scrub = wake = absorb = _unexpected
 
 
 def compile_core() -> CompiledModule:

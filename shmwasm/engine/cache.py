@@ -114,12 +114,12 @@ class Cache:
             UnsupportedError: Others can write to the directory.
         """
         with self._opened() as directory:
+            descriptor = None
             if directory is not None:
                 with contextlib.suppress(OSError):
                     descriptor = _write(directory, key, code)
                     _prune(directory, self._limit, key + _SUFFIX)
-                    return descriptor
-        return _in_memory(code)
+        return _in_memory(code) if descriptor is None else descriptor
 
     @contextlib.contextmanager
     def making(self, key: str) -> Iterator[None]:

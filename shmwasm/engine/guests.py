@@ -15,6 +15,7 @@ from shmwasm.engine.aliases import Alias
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.cells import IntegerCell
+from shmwasm.engine.exports import Exports
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import Futexes, HostTable
 from shmwasm.engine.imports import check_provided, define, make_imports
@@ -164,7 +165,7 @@ class Guest:
         reserve(store, WINDOW_END_64 if is_wide(description) else most)
         imported = self._make_imports(nest, module, description, numbers)
         with self._starting():
-            self._exports = nest.linker.instantiate(store, module).exports(store)
+            self._exports = Exports(store, nest.linker.instantiate(store, module), description)
         self.window = self._open_window(description, imported, links, start=start, limit=memory_limit)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
         self._fuel: tuple[IntegerCell, IntegerCell] | None = None

@@ -111,6 +111,8 @@ def read_module(source: Source) -> tuple[str, bytes]:
     if not content.startswith(_MAGIC):
         content = _binary(name, content)
     if content[4:8] != _CORE_VERSION:
+        if len(content) < len(_MAGIC + _CORE_VERSION):
+            raise ModuleError(name, f"it is no core module: it ends after {len(content)} bytes")
         raise ModuleError(name, f"its version is {content[4:8].hex()}: a component, or a format to come, and no core module")
     return name, content
 
@@ -124,13 +126,15 @@ def _read_file(source: str | os.PathLike[str]) -> tuple[str, bytes]:
     try:
         # A pipe that nobody writes to must not be waited for.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ModuleError(_readable(path), "it is no regular file")
-            return _readable(path), file.read()
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read() if is_regular else b""
     except OSError as failure:
         raise ModuleError(_readable(path), f"it cannot be read: {failure.strerror}") from None
     except ValueError as failure:
         raise ModuleError(_readable(path), f"it is no path: {failure}") from None
+    if not is_regular:
+        raise ModuleError(_readable(path), "it is no regular file")
+    return _readable(path), content
 
 
 def _encoded(text: str) -> bytes:

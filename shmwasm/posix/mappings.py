@@ -117,11 +117,11 @@ def open_fixed(address: NativeAddress, length: int) -> None:
 def is_reserved(address: NativeAddress, length: int) -> bool:
     """Return whether all of [`address`, `address + length`) is mapped with no access allowed."""
     reached: int = address
-    with Path("/proc/self/maps").open(encoding="utf-8") as areas:
+    with Path("/proc/self/maps").open("rb") as areas:  # whose paths are any bytes
         for area in areas:  # by ascending address
             limits, permissions = area.split(maxsplit=2)[:2]
-            start, end = (int(limit, 16) for limit in limits.split("-"))
-            if start <= reached < end and permissions.startswith("---"):
+            start, end = (int(limit, 16) for limit in limits.split(b"-"))
+            if start <= reached < end and permissions.startswith(b"---"):
                 reached = end
     return reached >= address + length
 

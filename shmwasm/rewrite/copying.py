@@ -24,7 +24,7 @@ from shmwasm.rewrite.assembler import access, all_of, body, get, i64, if_, op, p
 from shmwasm.rewrite.expansion import Expansion, Length, inline, may_leave_private, narrowed, widened
 from shmwasm.rewrite.heap_memory import PAGE_BITS, HeapMemory, Range
 from shmwasm.wasm.binary import Memory
-from shmwasm.wasm.scanning import Site
+from shmwasm.wasm.scanning import Operation
 
 SHORT: Final = range(8, 65)
 """Lengths for which loads and stores in the heap memory are quicker than a native instruction on the alias memory."""
@@ -58,10 +58,10 @@ class Side:
         return "i64" if self.is_64 else "i32"
 
 
-def expand(heap: HeapMemory, memories: Sequence[Memory], site: Site) -> Expansion:
+def expand(heap: HeapMemory, memories: Sequence[Memory], operation: Operation) -> Expansion:
     """Return what is put in the place of a `memory.copy` that the heap memory takes part in."""
-    to, source = (Side(index, memories[index].is_64, index == heap.index) for index in (site.memory, site.source))
-    return _Copy(heap, to, source).expansion(site)
+    to, source = (Side(index, memories[index].is_64, index == heap.index) for index in (operation.memory, operation.source))
+    return _Copy(heap, to, source).expansion(operation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class _Copy:
     def within_heap(self) -> bool:
         return self.to.is_heap and self.source.is_heap
 
-    def expansion(self, site: Site) -> Expansion:
-        quick = self.within_heap and site.constant is None
-        return inline(self.heap, site, self.types, lambda *known: self._site(*known, quick=quick))
+    def expansion(self, operation: Operation) -> Expansion:
+        quick = self.within_heap and operation.length is None
+        return inline(self.heap, operation, self.types, lambda *known: self._site(*known, quick=quick))
 
     def _site(self, addresses: Sequence[int], length: Length, scratch: Sequence[int], *, quick: bool) -> bytes:
         """Return the code at a site; `quick` is whether it copies to and from a chain without a call."""

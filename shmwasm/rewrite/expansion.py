@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from shmwasm.rewrite.assembler import as_signed, get, i32, i64, keep, op, put
 from shmwasm.rewrite.heap_memory import TOO_LARGE, HeapMemory
 from shmwasm.rewrite.template import Template
 from shmwasm.wasm.leb128 import encode_signed, encode_unsigned
-from shmwasm.wasm.scanning import Site
+from shmwasm.wasm.scanning import Operation
 
 
-class Expansion(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Expansion:
     """Code in the place of an instruction; the same for all instructions that are alike.
 
     Attributes:
@@ -49,19 +51,19 @@ It is given the locals of the two operands, the length, and the locals that `may
 """
 
 
-def inline(heap: HeapMemory, site: Site, operands: tuple[str, str, str], code: InlineCode) -> Expansion:
+def inline(heap: HeapMemory, operation: Operation, operands: tuple[str, str, str], code: InlineCode) -> Expansion:
     """Return the expansion that has its operands in locals; a length that is a constant stays one.
 
     Args:
         heap: The heap memory.
-        site: The instruction. For all whose memories are the same, `code` makes the same.
+        operation: What the instruction does. For all whose memories are the same, `code` makes the same.
         operands: Their types.
         code: Makes the code.
     """
     scratch = ("i64",) if heap.is_64 else ()
-    key = site.instruction, site.memory, site.source, site.constant is None
+    key = operation.instruction, operation.memory, operation.source, operation.length is None
     kind = operands[2]
-    if site.constant is None:
+    if operation.length is None:
 
         def computed(places: Sequence[int]) -> bytes:
             length = Length(get(places[2]), widened(kind, get(places[2])))
@@ -75,7 +77,7 @@ def inline(heap: HeapMemory, site: Site, operands: tuple[str, str, str], code: I
         return _take(known[:2]) + code(known[:2], length, known[2:])
 
     used = operands[:2] + scratch
-    value = site.constant.value % (1 << 64 if kind == "i64" else 1 << 32)
+    value = operation.length % (1 << 64 if kind == "i64" else 1 << 32)
     constants = encode_signed(as_signed(value, 64 if kind == "i64" else 32)), encode_signed(as_signed(value, 64))
     return Expansion(heap.template(key, len(used) + len(constants), constant), used, constants)
 

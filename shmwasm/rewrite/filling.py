@@ -11,25 +11,27 @@ from shmwasm.rewrite.assembler import body, get, i64, if_, op, put
 from shmwasm.rewrite.expansion import Expansion, Length, call, inline, may_leave_private, narrowed, widened
 from shmwasm.rewrite.heap_memory import HeapMemory, Range
 from shmwasm.wasm.leb128 import encode_unsigned
-from shmwasm.wasm.scanning import INIT, Site
+from shmwasm.wasm.scanning import INIT, Operation
 
 _ADDRESS, _VALUE, _LENGTH = range(3)
 _PART = Range(3, 4)
 
 
-def expand_fill(heap: HeapMemory, site: Site) -> Expansion:
+def expand_fill(heap: HeapMemory, operation: Operation) -> Expansion:
     """Return what is put in the place of a `memory.fill` of the heap memory."""
     kind = heap.address_type
-    return inline(heap, site, (kind, "i32", kind), lambda *known: _fill_site(heap, *known))
+    return inline(heap, operation, (kind, "i32", kind), lambda *known: _fill_site(heap, *known))
 
 
-def expand_init(heap: HeapMemory, site: Site) -> Expansion:
+def expand_init(heap: HeapMemory, operation: Operation) -> Expansion:
     """Return what is put in the place of a `memory.init` of the heap memory."""
     # A module may have thousands of segments, and each needs a function.
     template = heap.template(INIT, 1, lambda segments: _init_body(heap, *segments))
     parameters = [heap.address_type, "i32", "i32"]
     return call(
-        heap.additions.function((INIT, site.source), parameters, [], lambda _: template.fill([encode_unsigned(site.source)]))
+        heap.additions.function(
+            (INIT, operation.source), parameters, [], lambda _: template.fill([encode_unsigned(operation.source)])
+        )
     )
 
 

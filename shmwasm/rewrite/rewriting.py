@@ -13,7 +13,7 @@ original that the engine has to validate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -28,10 +28,10 @@ from shmwasm.rewrite.offsets import edited, replacement
 from shmwasm.rewrite.report import Change, MemorySize, Report
 from shmwasm.rewrite.report import HeapMemory as ReportedMemory
 from shmwasm.rewrite.sites import Replaced, code_edits
-from shmwasm.wasm.binary import CODE, DATA, IMPORT, KINDS, MEMORY, START, Binary, Data, Memory
+from shmwasm.wasm.binary import CODE, DATA, EXPORT, IMPORT, MEMORY, START, Binary, Data, Memory
 from shmwasm.wasm.decoding import decode
 from shmwasm.wasm.features import features_of
-from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Scan, Site
+from shmwasm.wasm.scanning import BULK, COPY, FILL, GROW, INIT, NOTIFY, SIZE, WAIT32, WAIT64, WAITING, Operation, Scan
 
 WASI_MODULE: Final = "wasi_snapshot_preview1"
 """The name that WASI preview 1's functions are imported from."""
@@ -83,14 +83,14 @@ class _Rewriting:
         self._binary = binary
         self._additions = Additions(binary)
         self._changes: Counter[str] = Counter()
-        self._expansions: dict[Hashable, Expansion | None] = {}  # of sites that differ in their places only
         self._reported = _heap_memory(binary)
         self._heap = self._writable_heap()
 
     def run(self) -> Rewritten:
         binary, scan = self._binary, Scan(self._binary)
-        replaced = [Replaced(site, expansion) for site in scan if (expansion := self._expansion(site)) is not None]
-        self._additions.edit(CODE, list(code_edits(binary, replaced)))
+        self._additions.edit(CODE, code_edits(binary, self._replaced(scan)))
+        if self._heap is not None and not self._changes.keys().isdisjoint(BULK | WAITING):
+            self._heap.require_seam()
         self._declare_memory64()
         self._export_memory()
         self._take_start()
@@ -121,34 +121,32 @@ class _Rewriting:
                 return None
         return HeapMemory(memory.index, memory.is_64, memory.minimum, self._additions)
 
-    def _expansion(self, site: Site) -> Expansion | None:
-        heap = self._heap
-        known = len(self._binary.memories)
-        if heap is None or site.memory >= known or (site.instruction == COPY and site.source >= known):
-            return None
-        if heap.index not in {site.memory, site.source if site.instruction == COPY else site.memory}:
-            return None
-        length = site.constant.value if site.constant and site.instruction != INIT else None
-        alike = site.instruction, site.memory, site.source, site.align, site.offset, length
-        if alike not in self._expansions:
-            self._expansions[alike] = expansion = self._expansion_of_heap(heap, site)
-            if expansion is not None and site.instruction in BULK | WAITING:
-                heap.require_seam()
-        expansion = self._expansions[alike]
-        if expansion is not None:
-            self._changes[site.instruction] += 1
-        return expansion
+    def _replaced(self, scan: Scan) -> Iterator[Replaced]:
+        """Yield the sites that are replaced."""
+        expansions: dict[Operation, Expansion | None] = {}
+        for site in scan:
+            operation = site.operation
+            if operation not in expansions:
+                expansions[operation] = self._expansion(operation)
+            expansion = expansions[operation]
+            if expansion is not None:
+                self._changes[operation.instruction] += 1
+                yield Replaced(site, expansion)
 
-    def _expansion_of_heap(self, heap: HeapMemory, site: Site) -> Expansion | None:
-        match site.instruction:
+    def _expansion(self, operation: Operation) -> Expansion | None:
+        heap, memories = self._heap, self._binary.memories
+        used = {operation.memory, operation.source if operation.instruction == COPY else operation.memory}
+        if heap is None or heap.index not in used or max(used) >= len(memories):
+            return None
+        match operation.instruction:
             case name if name == COPY:
-                return copying.expand(heap, self._binary.memories, site)
+                return copying.expand(heap, self._binary.memories, operation)
             case name if name == FILL:
-                return filling.expand_fill(heap, site)
+                return filling.expand_fill(heap, operation)
             case name if name == INIT:
-                return filling.expand_init(heap, site)
+                return filling.expand_init(heap, operation)
             case name if name in WAITING:
-                return waiting.expand(heap, site)
+                return waiting.expand(heap, operation)
             case name if name == SIZE and heap.is_64:
                 return sizes.expand_size(heap)
             case name if name == GROW and heap.is_64:
@@ -194,8 +192,10 @@ class _Rewriting:
 
 
 def _refuse_reserved_names(binary: Binary) -> None:
-    names, *_ = binary.exports.columns
-    reserved = next((name for name in names if name.startswith(seam.PREFIX)), None)
+    section = binary.section(EXPORT)
+    if section is None or binary.content.find(seam.PREFIX.encode(), *section.payload) < 0:
+        return
+    reserved = next((export.name for export in binary.exports if export.name.startswith(seam.PREFIX)), None)
     if reserved is not None:
         raise UnsupportedError(f"an export named {shown(reserved)}", f"names that start with {seam.PREFIX!r} are reserved")
 
@@ -209,8 +209,7 @@ def _heap_memory(binary: Binary) -> ReportedMemory | None:
     """Return the memory for chains: the one exported as "memory", else the first that is exported, else the first."""
     if not binary.memories:
         return None
-    kind = KINDS.index("memory")
-    exported = {name: number for name, each, number in zip(*binary.exports.columns, strict=True) if each == kind}
+    exported = {export.name: export.number for export in binary.exports_of("memory")}
     name = "memory" if "memory" in exported else next(iter(exported), None)
     index = 0 if name is None else exported[name]
     if index >= len(binary.memories):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
 from shmwasm.errors import UnsupportedError
-from shmwasm.rewrite.additions import growth
 from shmwasm.rewrite.assembler import local_groups
 from shmwasm.rewrite.expansion import Expansion
-from shmwasm.rewrite.offsets import Edit, replacement
-from shmwasm.wasm.binary import Binary, Body
+from shmwasm.rewrite.offsets import Edit
+from shmwasm.wasm.binary import Binary
 from shmwasm.wasm.leb128 import decode_unsigned, encode_unsigned
-from shmwasm.wasm.opcodes import VALUE_TYPE
+from shmwasm.wasm.reader import Reader
 from shmwasm.wasm.scanning import Site
+from shmwasm.wasm.types import read_value_type
 
-_VALUE_TYPE: Final = re.compile(VALUE_TYPE, re.DOTALL)
 _TYPES: Final = ("i32", "i64")
 """The types of the locals that expansions use, in the order in which they are appended."""
 
@@ -29,52 +28,67 @@ class Replaced(NamedTuple):
     expansion: Expansion
 
 
-def code_edits(binary: Binary, replaced: Iterable[Replaced]) -> Iterator[Edit]:
-    """Yield the edits of the code section that replace these sites, which are in ascending order."""
-    imported = binary.imported("function")
-    for function, sites in groupby(replaced, key=lambda one: one.site.function):
-        yield from _body_edits(binary, function, binary.bodies[function - imported], list(sites))
+def code_edits(binary: Binary, replaced: Iterable[Replaced]) -> list[Edit]:
+    """Return the edits of the code section that replace these sites, which are in ascending order."""
+    editor = _Editor(binary)
+    edits: list[Edit] = []
+    for function, sites in groupby(replaced, key=lambda one: one[0].function):
+        edits += editor.body(function, list(sites))
+    return edits
 
 
-def _body_edits(binary: Binary, function: int, body: Body, replaced: Sequence[Replaced]) -> list[Edit]:
-    appended = _appended(replaced)
-    first, edits = _append_locals(binary, function, body, appended) if appended else (0, [])
-    codes: dict[Expansion, bytes] = {}
-    for site, expansion in replaced:
-        code = codes.get(expansion)
-        if code is None:
-            code = codes[expansion] = expansion.code(_places(expansion, first, appended))
-        start = site.constant.start if expansion.constants and site.constant else site.start
-        edits.append(Edit(start, site.end, code, site.start))
-    size = body.end - body.locals + growth(edits)
-    return [replacement(body.start, body.locals, encode_unsigned(size)), *edits]
+class _Editor:
+    """Edits bodies, and keeps what it made: of ten thousand, most need the same few pieces."""
+
+    def __init__(self, binary: Binary) -> None:
+        self._binary = binary
+        self._imported = binary.imported("function")
+        self._codes: dict[tuple[Expansion, tuple[str, ...], int], bytes] = {}
+
+    def body(self, function: int, replaced: Sequence[Replaced]) -> list[Edit]:
+        """Return the edits of a function's body."""
+        start, first_byte, code_start, end = self._binary.bodies[function - self._imported]
+        appended = _appended(frozenset([expansion.locals for _, expansion in replaced]))
+        declared, declaration = _with_locals(self._binary.content[first_byte:code_start], appended)
+        first = declared + (self._parameters(function) if appended else 0)
+        size = end - code_start + len(declaration)
+        edits = []
+        for site, expansion in replaced:
+            key = expansion, appended, first
+            code = self._codes.get(key)
+            if code is None:
+                code = self._codes[key] = expansion.code(_places(expansion, first, appended))
+            at = site.constant if expansion.constants else site.start
+            edits.append(Edit(at, site.end, code, site.start))
+            size += len(code) - (site.end - at)
+        return [Edit(start, code_start, encode_unsigned(size) + declaration, start), *edits]
+
+    def _parameters(self, function: int) -> int:
+        kind = self._binary.function_type(function)
+        if kind is None:
+            raise UnsupportedError(f"the function {function}", "its type is not that of a function")
+        return len(kind.parameters)
 
 
-def _appended(replaced: Iterable[Replaced]) -> list[str]:
-    """Return the types of the locals that are enough for each of these expansions."""
-    needs = [expansion.locals for _, expansion in replaced]
-    return [kind for kind in _TYPES for _ in range(max(need.count(kind) for need in needs))]
+@functools.lru_cache
+def _appended(needs: frozenset[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the types of the locals that are enough for each of these lists."""
+    return tuple(kind for kind in _TYPES for _ in range(max(need.count(kind) for need in needs)))
 
 
-def _append_locals(binary: Binary, function: int, body: Body, types: Sequence[str]) -> tuple[int, list[Edit]]:
-    """Return the index of the first appended local, and the edits that append them."""
-    kind = binary.function_type(function)
-    if kind is None:
-        raise UnsupportedError(f"the function {function}", "its type is not that of a function")
-    content = binary.content
-    groups, position = decode_unsigned(content, body.locals, body.code)
-    count_end, first = position, len(kind.parameters)
+@functools.lru_cache(maxsize=4096)
+def _with_locals(declaration: bytes, types: tuple[str, ...]) -> tuple[int, bytes]:
+    """Return how many locals a body declares, and its declaration with more of these types; if there are none, as it was."""
+    groups, start = decode_unsigned(declaration, 0, len(declaration))
+    reader = Reader(declaration, start, len(declaration))
+    declared = 0
     for _ in range(groups):
-        count, position = decode_unsigned(content, position, body.code)
-        first += count
-        found = _VALUE_TYPE.match(content, position, body.code)
-        assert found is not None  # the decoder went over it
-        position = found.end()
+        declared += reader.unsigned()
+        read_value_type(reader, set())
     added = local_groups(types)
-    return first, [
-        replacement(body.locals, count_end, encode_unsigned(groups + len(added))),
-        replacement(body.code, body.code, b"".join(added)),
-    ]
+    if not added:
+        return declared, declaration
+    return declared, b"".join((encode_unsigned(groups + len(added)), declaration[start:], *added))
 
 
 def _places(expansion: Expansion, first: int, appended: Sequence[str]) -> list[int]:

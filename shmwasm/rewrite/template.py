@@ -16,7 +16,8 @@ class Template:
     """
 
     def __init__(self, count: int, code: Callable[[Sequence[int]], bytes]) -> None:
-        one, other = code(range(count)), code(range(count, 2 * count))
+        one = code(range(count))
+        other = code(range(count, 2 * count)) if count else one
         # So small a number takes one byte, signed or not, and where the two differ there is nothing but these.
         holes = [position for position, (first, second) in enumerate(zip(one, other, strict=True)) if first != second]
         edges = [-1, *holes, len(one)]

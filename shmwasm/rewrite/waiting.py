@@ -13,7 +13,7 @@ from shmwasm.rewrite import seam
 from shmwasm.rewrite.assembler import access, body, get, i32, i64, if_, op, put
 from shmwasm.rewrite.expansion import Expansion, call, widened
 from shmwasm.rewrite.heap_memory import HeapMemory, Range
-from shmwasm.wasm.scanning import Site
+from shmwasm.wasm.scanning import Operation
 
 
 class _Instruction(NamedTuple):
@@ -31,28 +31,30 @@ INSTRUCTIONS: Final = {
 }
 
 
-def expand(heap: HeapMemory, site: Site) -> Expansion | None:
+def expand(heap: HeapMemory, operation: Operation) -> Expansion | None:
     """Return what is put in the place of the instruction; None if it cannot reach the chain."""
-    if site.offset >= (WINDOW_END_64 if heap.is_64 else 1 << 32):
+    if operation.offset >= (WINDOW_END_64 if heap.is_64 else 1 << 32):
         return None
-    instruction = INSTRUCTIONS[site.instruction]
+    instruction = INSTRUCTIONS[operation.instruction]
     function = heap.additions.function(
-        (site.instruction, site.offset),
+        (operation.instruction, operation.offset),
         [heap.address_type, *instruction.operands],
         ["i32"],
-        lambda _: _body(heap, site, instruction),
+        lambda _: _body(heap, operation, instruction),
     )
     return call(function)
 
 
-def _body(heap: HeapMemory, site: Site, instruction: _Instruction) -> bytes:
+def _body(heap: HeapMemory, operation: Operation, instruction: _Instruction) -> bytes:
     address = 0
     operands = [get(1 + place) for place in range(len(instruction.operands))]
     part = Range(1 + len(operands), 2 + len(operands))
     host_type = heap.additions.type(["i64", *instruction.operands], ["i32"])
     table = heap.additions.table(seam.HOST, seam.HOST_FUNCTIONS)
     ask_host = op("call_indirect", get(part.address), *operands, i32(instruction.host), at=[host_type, table])
-    native = access(site.instruction, get(address), *operands, memory=heap.index, offset=site.offset, align=site.align)
+    native = access(
+        operation.instruction, get(address), *operands, memory=heap.index, offset=operation.offset, align=operation.align
+    )
     aligned = op("i64.eqz", op("i64.and", get(part.address), i64(instruction.size - 1)))
     in_chain = op("i32.and", aligned, heap.in_chain(part))
     checks = b""
@@ -62,7 +64,7 @@ def _body(heap: HeapMemory, site: Site, instruction: _Instruction) -> bytes:
         checks = heap.trap_if(op("i32.and", aligned, op("i64.gt_u", part.end, heap.size)))
     return body(
         ["i64", "i64"],
-        put(part.address, op("i64.add", widened(heap.address_type, get(address)), i64(site.offset))),
+        put(part.address, op("i64.add", widened(heap.address_type, get(address)), i64(operation.offset))),
         put(part.length, i64(instruction.size)),
         if_(in_chain, heap.trap_if_refused(part, write=False) + ask_host, checks + native, result="i32"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from typing import Final, NamedTuple, TypeVar, overload
 
 CUSTOM: Final = 0
 TYPE: Final = 1
@@ -169,21 +169,16 @@ Row = TypeVar("Row")
 
 
 class Rows(Sequence[Row]):
-    """Rows of which there may be a million, kept by column; a row is made when it is asked for.
+    """Rows of which there may be a million: where each stands, by column; what it says is read when it is asked for.
 
     Args:
-        make: Makes a row of its values.
+        read: Reads a row, given its values in the columns.
         columns: The columns, to be filled.
     """
 
-    def __init__(self, make: Callable[..., Row], *columns: MutableSequence[Any]) -> None:
+    def __init__(self, read: Callable[..., Row], *columns: MutableSequence[int]) -> None:
         self.columns = columns
-        self._make = make
-
-    def append(self, *values: object) -> None:
-        """Append a row, given its values."""
-        for column, value in zip(self.columns, values, strict=True):
-            column.append(value)
+        self._read = read
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -197,58 +192,53 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        return self._make(*(column[index] for column in self.columns))
+        return self._read(*(column[index] for column in self.columns))
 
     def __iter__(self) -> Iterator[Row]:
-        return map(self._make, *self.columns)
-
-
-def _global(kind: str, mutable: int, start: int, initial: int, end: int) -> Global:
-    return Global(kind, bool(mutable), Span(start, initial), Span(initial, end) if end > initial else None)
-
-
-def _export(name: str, kind: int, number: int) -> Export:
-    return Export(name, KINDS[kind], number)
+        return map(self._read, *self.columns)
 
 
 @dataclass(slots=True)
 class Binary:
     """A module that `decoding.decode` took apart.
 
+    The rows of `globals`, `exports`, `data` and `bodies` are read from the content: that raises `ModuleError` where the module is
+    malformed in a way that only those who read the row need to know.
+
     Attributes:
         content: The module.
+        globals: All globals. Columns: where the type stands, where the initial expression ends, 1 if it is mutable.
+        exports: In their order. Columns: where the name stands, the kind's position in `KINDS`, the index.
+        data: The data segments. Column: where each starts.
+        bodies: Those of the functions that are not imported. Columns: where each starts, and ends.
         sections: In their order.
         types: One entry for each type index; None for a type that is no function's.
         imports: In their order.
         functions: The type index of each function.
         tables: All tables.
         memories: All memories.
-        globals: All globals.
         tags: The type index of each tag.
-        exports: In their order.
         start: The start function's index.
         elements: The element segments.
         data_count: What the section of that name says, if there is one.
-        data: The data segments.
-        bodies: Those of the functions that are not imported.
         syntax: Proposals that showed in the sections themselves: types, limits, segments. See `features`.
     """
 
     content: bytes
+    globals: Rows[Global]
+    exports: Rows[Export]
+    data: Rows[Data]
+    bodies: Rows[Body]
     sections: list[Section] = field(default_factory=list)
     types: list[FunctionType | None] = field(default_factory=list)
     imports: list[Import] = field(default_factory=list)
     functions: array[int] = field(default_factory=lambda: array("L"))
     tables: list[Table] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
-    globals: Rows[Global] = field(default_factory=lambda: Rows(_global, [], bytearray(), array("Q"), array("Q"), array("Q")))
     tags: array[int] = field(default_factory=lambda: array("L"))
-    exports: Rows[Export] = field(default_factory=lambda: Rows(_export, [], bytearray(), array("L")))
     start: int | None = None
     elements: list[Element] = field(default_factory=list)
     data_count: int | None = None
-    data: list[Data] = field(default_factory=list)
-    bodies: Rows[Body] = field(default_factory=lambda: Rows(Body, array("Q"), array("Q"), array("Q"), array("Q")))
     syntax: set[str] = field(default_factory=set)
 
     def section(self, number: int) -> Section | None:
@@ -263,6 +253,12 @@ class Binary:
     def imported(self, kind: str) -> int:
         """Return how many of the imports are of a kind (one of `KINDS`)."""
         return sum(entry.kind == kind for entry in self.imports)
+
+    def exports_of(self, kind: str) -> list[Export]:
+        """Return the exports of a kind (one of `KINDS`)."""
+        _, kinds, _ = self.exports.columns
+        wanted = KINDS.index(kind)
+        return [self.exports[place] for place, each in enumerate(kinds) if each == wanted]
 
     def function_type(self, function: int) -> FunctionType | None:
         """Return the type of the function of that index; None if its type index names no function's type."""

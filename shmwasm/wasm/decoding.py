@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,12 +9,13 @@ from typing import Final
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.wasm import binary as sections
-from shmwasm.wasm.binary import KINDS, SECTION_ORDER, Binary, Data, Element, Import, Section, Span
-from shmwasm.wasm.instructions import skip_constant_expression, skip_numbers
-from shmwasm.wasm.leb128 import decode_signed, decode_unsigned, malformed
-from shmwasm.wasm.opcodes import NUMBER, VALUE_TYPE
+from shmwasm.wasm.binary import KINDS, SECTION_ORDER, Binary, Element, Import, Section, Span
+from shmwasm.wasm.instructions import skip_numbers
+from shmwasm.wasm.leb128 import decode_unsigned, malformed
+from shmwasm.wasm.opcodes import NUMBER
 from shmwasm.wasm.reader import Reader
-from shmwasm.wasm.types import NUMBER_TYPES, read_global, read_memory, read_table, read_tag, read_types, read_value_type
+from shmwasm.wasm.rows import read_data, read_expression, without_rows
+from shmwasm.wasm.types import read_global, read_memory, read_table, read_tag, read_types, read_value_type
 
 HEADER: Final = b"\0asm\x01\0\0\0"
 """How every module starts."""
@@ -25,19 +25,13 @@ _MOST_SEGMENTS: Final = 100_000
 _MOST_ITEMS: Final = 10_000_000
 """The engine's own limits: of tables and memories, of segments, and of an element segment's items."""
 
-_I32_CONST, _I64_CONST, _END = 0x41, 0x42, 0x0B
-
-
-@functools.cache
-def _body() -> re.Pattern[bytes]:
-    """Return the expression of a body's size, and its locals where they come in at most eight groups."""
-    group = NUMBER + VALUE_TYPE
-    groups = b"|".join(rb"%b(?:%b){%d}" % (bytes([count]), group, count) for count in range(1, 9))
-    return re.compile(rb"(%b)(?:\x00|%b)" % (NUMBER, groups))
-
-
 _SIMPLE_GLOBAL: Final = re.compile(rb"[\x7c-\x7f][\x00\x01](?:[\x41\x42\x23]%b|\x43.{4}|\x44.{8})\x0b" % NUMBER, re.DOTALL)
 """A global of a number type whose initial expression is a constant, or another global's value."""
+
+_SIMPLE_DATA: Final = re.compile(rb"\x00[\x41\x42]%b\x0b[\x00-\x7f]" % NUMBER)
+"""An active data segment of the first memory at a constant offset, up to a length of one byte."""
+
+_NUMBER: Final = re.compile(NUMBER)
 
 
 def decode(content: bytes) -> Binary:
@@ -49,7 +43,7 @@ def decode(content: bytes) -> Binary:
     """
     if content[: len(HEADER)] != HEADER:
         raise malformed("no header of a core module", 0)
-    binary = Binary(content)
+    binary = without_rows(content)
     position, last = len(HEADER), -1
     while position < len(content):
         number = content[position]
@@ -87,13 +81,6 @@ def _check_counts(binary: Binary) -> None:
         raise malformed(f"{binary.data_count} data segments are announced, and {len(binary.data)} there", len(binary.content))
 
 
-def _expression(reader: Reader, binary: Binary) -> Span:
-    start = reader.position
-    reader.position, features = skip_constant_expression(reader.content, start, reader.end)
-    binary.syntax |= features
-    return Span(start, reader.position)
-
-
 def _read_imports(reader: Reader, binary: Binary) -> None:
     for _ in range(reader.count()):
         start = reader.position
@@ -121,7 +108,7 @@ def _read_group_of_one_type(reader: Reader, binary: Binary, module: str) -> None
     """Read imports from one module that are all of one type."""
     kind = reader.byte()
     start = reader.position
-    type_ = _read_import_type(reader, Binary(reader.content), kind)
+    type_ = _read_import_type(reader, without_rows(reader.content), kind)
     for _ in range(reader.count()):
         at = reader.position
         name = reader.name()
@@ -145,15 +132,20 @@ def _read_import_type(reader: Reader, binary: Binary, kind: int) -> Span:
         case 2:
             binary.memories.append(read_memory(reader, binary.syntax))
         case 3:
-            name, mutable = read_global(reader, binary.syntax)
+            _, mutable = read_global(reader, binary.syntax)
             if mutable:
                 binary.syntax.add("mutable-global")
-            binary.globals.append(name, mutable, start, reader.position, reader.position)
+            _note_global(binary, start, reader.position, mutable)
         case 4:
             binary.tags.append(read_tag(reader, binary.syntax))
         case _:
             raise UnsupportedError(f"the kind {kind} of an import at offset {start - 1:#x}", "it is not one of WebAssembly 3.0")
     return Span(start, reader.position)
+
+
+def _note_global(binary: Binary, start: int, end: int, mutable: int) -> None:
+    for column, value in zip(binary.globals.columns, (start, end, mutable), strict=True):
+        column.append(value)
 
 
 def _note_import(binary: Binary, name: tuple[str, str], kind: int, span: Span, type_: Span) -> None:
@@ -162,14 +154,21 @@ def _note_import(binary: Binary, name: tuple[str, str], kind: int, span: Span, t
 
 
 def _read_functions(reader: Reader, binary: Binary) -> None:
-    binary.functions.extend([reader.unsigned() for _ in range(reader.count())])
+    count = reader.count()
+    found = _NUMBER.findall(reader.content, reader.position, reader.end)
+    if len(found) != count:
+        raise malformed(f"{count} functions are announced, and {len(found)} there", reader.position)
+    # There are far fewer types than functions.
+    types = {number: Reader(number, 0, len(number)).unsigned() for number in set(found)}
+    binary.functions.extend(map(types.__getitem__, found))
+    reader.position += sum(map(len, found))
 
 
 def _read_tables(reader: Reader, binary: Binary) -> None:
     for _ in range(reader.count(_MOST_MEMORIES)):
         table = read_table(reader, binary.syntax)
         if table.initial is not None:
-            table = table._replace(initial=_expression(reader, binary))
+            table = table._replace(initial=read_expression(reader, binary.syntax))
         binary.tables.append(table)
 
 
@@ -183,33 +182,43 @@ def _read_tags(reader: Reader, binary: Binary) -> None:
 
 def _read_globals(reader: Reader, binary: Binary) -> None:
     content, end = reader.content, reader.end
+    match_simple = _SIMPLE_GLOBAL.match
+    starts, ends, mutables = binary.globals.columns
     for _ in range(reader.count()):
         start = reader.position
-        found = _SIMPLE_GLOBAL.match(content, start, end)
+        found = match_simple(content, start, end)
         if found is not None:
+            mutable = content[start + 1]
             reader.position = found.end()
-            binary.globals.append(NUMBER_TYPES[content[start]], content[start + 1], start, start + 2, reader.position)
         else:
-            kind, mutable = read_global(reader, binary.syntax)
-            initial = _expression(reader, binary)
-            binary.globals.append(kind, mutable, start, initial.start, initial.end)
+            _, mutable = read_global(reader, binary.syntax)
+            read_expression(reader, binary.syntax)
+        starts.append(start)
+        ends.append(reader.position)
+        mutables.append(mutable)
 
 
 def _read_exports(reader: Reader, binary: Binary) -> None:
     content, end = reader.content, reader.end
     there = [len(each) for each in (binary.functions, binary.tables, binary.memories, binary.globals, binary.tags)]
-    names, kinds, numbers = binary.exports.columns
-    for _ in range(reader.count()):
-        at = reader.position
-        names.append(reader.name())
-        kind = reader.byte()
-        number, reader.position = decode_unsigned(content, reader.position, end)
+    starts, kinds, numbers = binary.exports.columns
+    count, position = reader.count(), reader.position
+    for _ in range(count):
+        start = position
+        size, position = decode_unsigned(content, start, end)
+        position += size
+        if position >= end:
+            raise malformed("the bytes end within an export", start)
+        kind = content[position]
+        number, position = decode_unsigned(content, position + 1, end)
         if kind >= len(KINDS):
-            raise UnsupportedError(f"the kind {kind} of the export {names[-1]!r}", "it is not one of WebAssembly 3.0")
+            raise UnsupportedError(f"the kind {kind} of the export at offset {start:#x}", "it is not one of WebAssembly 3.0")
         if number >= there[kind]:
-            raise malformed(f"the export {names[-1]!r} is the {KINDS[kind]} {number} of {there[kind]}", at)
+            raise malformed(f"an export is the {KINDS[kind]} {number} of {there[kind]}", start)
+        starts.append(start)
         kinds.append(kind)
         numbers.append(number)
+    reader.position = position
 
 
 def _read_start(reader: Reader, binary: Binary) -> None:
@@ -236,7 +245,7 @@ def _read_element(reader: Reader, binary: Binary) -> Element:
         binary.syntax.add("bulk-memory")
     else:
         table = reader.unsigned() if flags & 2 else 0
-        offset = _expression(reader, binary)
+        offset = read_expression(reader, binary.syntax)
     if flags & 3:
         if flags & 4:
             read_value_type(reader, binary.syntax)
@@ -247,7 +256,7 @@ def _read_element(reader: Reader, binary: Binary) -> Element:
     if flags & 4:
         binary.syntax.add("reference-types")
         for _ in range(count):
-            _expression(reader, binary)
+            read_expression(reader, binary.syntax)
     else:
         reader.position = skip_numbers(reader.content, first, reader.end, count)
     return Element(mode, table, offset, bool(flags & 4), count, Span(first, reader.position), Span(start, reader.position))
@@ -259,62 +268,41 @@ def _read_data_count(reader: Reader, binary: Binary) -> None:
 
 
 def _read_code(reader: Reader, binary: Binary) -> None:
-    content, limit = reader.content, reader.end
-    starts, locals_, codes, ends = binary.bodies.columns
-    match_body = _body().match
+    content, end = reader.content, reader.end
+    starts, ends = binary.bodies.columns
     count, position = reader.count(), reader.position
     for _ in range(count):
-        found = match_body(content, position, limit)
-        size, after = decode_unsigned(content, position, limit)
-        end = after + size
-        if end > limit:
-            raise malformed(f"a function's body of {size} bytes is more than there is", position)
-        code = found.end() if found is not None else _skip_locals(content, after, end)
-        if code >= end:
-            raise malformed("a function's body holds no code", position)
         starts.append(position)
-        locals_.append(after)
-        codes.append(code)
-        ends.append(end)
-        position = end
+        size, after = decode_unsigned(content, position, end)
+        position = after + size
+        if position > end:
+            raise malformed(f"a function's body of {size} bytes is more than there is", starts[-1])
+        ends.append(position)
     reader.position = position
 
 
-def _skip_locals(content: bytes, position: int, end: int) -> int:
-    reader = Reader(content, position, end)
-    for _ in range(reader.count()):
-        reader.unsigned()
-        read_value_type(reader, set())
-    return reader.position
-
-
 def _read_data(reader: Reader, binary: Binary) -> None:
+    content, end = reader.content, reader.end
+    match_simple = _SIMPLE_DATA.match
+    (starts,) = binary.data.columns
     for _ in range(reader.count(_MOST_SEGMENTS)):
         start = reader.position
-        flags = reader.unsigned()
-        if flags > 2:
-            raise malformed(f"a data segment has the unknown flags {flags:#x}", start)
-        mode, memory, offset, address = "active", 0, None, None
-        if flags == 1:
-            mode = "passive"
-            binary.syntax.add("bulk-memory")
-        else:
-            memory = reader.unsigned() if flags == 2 else 0
-            if memory >= len(binary.memories):
-                raise malformed(f"a data segment is for memory {memory} of {len(binary.memories)}", start)
-            offset = _expression(reader, binary)
-            address = _constant(reader.content, offset)
-        span = reader.skip(reader.unsigned())
-        binary.data.append(Data(mode, memory, offset, address, span, Span(start, reader.position)))
+        starts.append(start)
+        found = match_simple(content, start, end) if binary.memories else None
+        if found is None:
+            _read_segment(reader, binary)
+            continue
+        after = found.end()
+        reader.position = after + content[after - 1]
+        if reader.position > end:
+            raise malformed("a data segment ends too late", start)
 
 
-def _constant(content: bytes, expression: Span) -> int | None:
-    """Return the value of an expression that is a single constant, as an unsigned address."""
-    if content[expression.start] not in {_I32_CONST, _I64_CONST}:
-        return None
-    bits = 32 if content[expression.start] == _I32_CONST else 64
-    value, after = decode_signed(content, expression.start + 1, expression.end, bits)
-    return value % (1 << bits) if after == expression.end - 1 else None
+def _read_segment(reader: Reader, binary: Binary) -> None:
+    start = reader.position
+    segment = read_data(reader, binary.syntax)
+    if segment.mode == "active" and segment.memory >= len(binary.memories):
+        raise malformed(f"a data segment is for memory {segment.memory} of {len(binary.memories)}", start)
 
 
 _READERS: Final[Mapping[int, Callable[[Reader, Binary], None]]] = MappingProxyType(

@@ -54,6 +54,7 @@ def features_of(binary: Binary, scan: Scan) -> list[str]:
 
 
 def _exports_mutable_global(binary: Binary) -> bool:
-    _, mutable, *_ = binary.globals.columns
+    _, _, mutable = binary.globals.columns
     _, kinds, numbers = binary.exports.columns
-    return any(mutable[number] for kind, number in zip(kinds, numbers, strict=True) if KINDS[kind] == "global")
+    wanted = KINDS.index("global")
+    return any(mutable[number] for kind, number in zip(kinds, numbers, strict=True) if kind == wanted)

@@ -27,10 +27,11 @@ _SHORT_VECTORS: Final[Mapping[str, bytes]] = MappingProxyType(
     }
 )
 
-_ONE_BYTE: Final[Mapping[tuple[str, ...], bytes]] = MappingProxyType(
-    {("index",): rb"[\x00-\x7f]", ("memarg",): rb"[\x00-\x3f][\x00-\x7f]"}
-)
-"""What nearly all immediates of those shapes look like; tried first."""
+_FIRST: Final = (("index",), ("memarg",), (), ("i32",))
+"""The immediates of most instructions, in the order in which they are tried."""
+
+_COMMON_MEMARG: Final = rb"[\x00-\x3f]" + NUMBER
+"""What nearly all memory arguments look like: the first memory, and an alignment."""
 
 _READ: Final = {word: re.compile(pattern, re.DOTALL) for word, pattern in IMMEDIATES.items()}
 _NUMBER: Final = re.compile(NUMBER)
@@ -59,13 +60,22 @@ def pattern_of(rows: Iterable[Opcode], immediates: Mapping[str, bytes] = IMMEDIA
             low, high = (row.number, b"") if row.number < 0x80 else (row.number & 0x7F | 0x80, _escaped(row.number >> 7))
             rest = high, b"".join(patterns[word] for word in row.immediates)
             prefixed.setdefault(row.prefix, {}).setdefault(rest, []).append(low)
-    common = [_any_of(plain[words]) + short for words, short in _ONE_BYTE.items() if words in plain]
-    common[1:1] = [_any_of(plain[()])] if () in plain else []
-    rare = [_any_of(numbers) + b"".join(patterns[word] for word in words) for words, numbers in plain.items() if words]
+    choices, rare = [], []
+    for words in sorted(plain, key=_rank):
+        opcodes = _any_of(plain[words])
+        if words == ("memarg",):
+            choices.append(opcodes + _COMMON_MEMARG)
+            rare.append(opcodes + patterns["memarg"])
+        else:
+            choices.append(opcodes + b"".join(patterns[word] for word in words))
     for prefix, groups in prefixed.items():
-        choices = b"|".join(_any_of(numbers) + high + rest for (high, rest), numbers in groups.items())
-        rare.append(_escaped(prefix) + b"(?:" + choices + b")")
-    return b"|".join([*common, *rare])
+        forms = b"|".join(_any_of(numbers) + high + rest for (high, rest), numbers in groups.items())
+        rare.append(_escaped(prefix) + b"(?:" + forms + b")")
+    return b"|".join([*choices, *rare])
+
+
+def _rank(words: tuple[str, ...]) -> int:
+    return _FIRST.index(words) if words in _FIRST else len(_FIRST)
 
 
 def read_opcode(content: bytes, position: int, end: int) -> tuple[Opcode, int]:

@@ -25,12 +25,16 @@ def decode_unsigned(content: bytes, position: int, end: int, bits: int = 32) -> 
     Raises:
         ModuleError: It does not end in time, or has too many bits.
     """
-    if position + 1 < end:  # one or two bytes are what most numbers take
-        first, second = content[position], content[position + 1]
+    if position + 2 < end:  # up to three bytes are what most numbers take
+        first = content[position]
         if first < 0x80:
             return first, position + 1
+        second = content[position + 1]
         if second < 0x80:
             return first & 0x7F | second << 7, position + 2
+        third = content[position + 2]
+        if third < 0x80:
+            return first & 0x7F | (second & 0x7F) << 7 | third << 14, position + 3
     value, last = _decode(content, position, end, bits)
     if value >> bits:
         raise malformed("a number is too large", position)
@@ -50,6 +54,10 @@ def decode_signed(content: bytes, position: int, end: int, bits: int) -> tuple[i
 
 def encode_unsigned(value: int) -> bytes:
     """Return the shortest form of a number that is not negative."""
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -23,6 +23,7 @@ from shmwasm.wasm.binary import Binary
 from shmwasm.wasm.instructions import pattern_of, read_instruction, read_opcode
 from shmwasm.wasm.leb128 import decode_signed, decode_unsigned, malformed
 from shmwasm.wasm.opcodes import IMMEDIATES, NUMBER, OPCODES, VALUE_TYPE, Opcode
+from shmwasm.wasm.rows import FEW_LOCALS
 
 COPY: Final = "memory.copy"
 FILL: Final = "memory.fill"
@@ -45,41 +46,58 @@ _PLAIN_BLOCK: Final = VALUE_TYPE.replace(rb"[\x65-\x7f]", rb"[\x40-\x62\x65-\x7f
 
 _MULTI_MEMORY_FLAG: Final = 0x40
 _END: Final = 0x0B
-_CONSTANT_BITS: Final = MappingProxyType({"i32.const": 32, "i64.const": 64})
+_CONSTANT_BITS: Final = MappingProxyType({0x41: 32, 0x42: 64})
+"""The opcodes of i32.const and i64.const."""
 
 
-class Constant(NamedTuple):
-    """The `i32.const` or `i64.const` directly before an instruction: its bytes, and its value, signed."""
-
-    start: int
-    end: int
-    value: int
-
-
-class Site(NamedTuple):
-    """An instruction that works on a whole memory, or waits in it.
+class Operation(NamedTuple):
+    """What an instruction does that works on a whole memory, or waits in it: the same at every site whose bytes are the same.
 
     Attributes:
-        function: The index of the function that it stands in, imports included.
         instruction: One of `INSTRUCTIONS`.
-        start: Its first byte.
-        end: One past its last byte.
         memory: The memory; for memory.copy the one that is written.
         source: The memory that memory.copy reads, or the data segment of memory.init; else 0.
         align: For wait and notify, the alignment's exponent.
         offset: For wait and notify, the static offset.
-        constant: What stands directly before memory.copy, memory.fill and memory.init, if it is a constant: their length.
+        length: For memory.copy, memory.fill and memory.init, the constant directly before it, if there is one; signed.
     """
 
-    function: int
     instruction: str
-    start: int
-    end: int
     memory: int
     source: int = 0
     align: int = 0
     offset: int = 0
-    constant: Constant | None = None
+    length: int | None = None
+
+
+class Site(NamedTuple):
+    """Where such an instruction stands.
+
+    Attributes:
+        function: The index of the function that it stands in, imports included.
+        constant: The first byte of the constant that is its length; its own first byte if there is none.
+        start: Its first byte.
+        end: One past its last byte.
+        operation: What it does.
+    """
+
+    function: int
+    constant: int
+    start: int
+    end: int
+    operation: Operation
+
+
+class _Expressions(NamedTuple):
+    """The expressions of a scan that knows some proposals.
+
+    Attributes:
+        body: Matches a body's size, its locals, and what `skip` does.
+        skip: Skips all instructions of no interest.
+    """
+
+    body: re.Pattern[bytes]
+    skip: re.Pattern[bytes]
 
 
 class Scan:
@@ -93,30 +111,56 @@ class Scan:
         self.features: set[str] = set()
         """The proposals whose opcodes were met."""
         self._binary = binary
+        self._expressions = _expressions(frozenset())
+        self._known: dict[bytes, tuple[int, Operation]] = {}  # the size of the constant, and what follows it
 
     def __iter__(self) -> Iterator[Site]:
-        content = self._binary.content
-        _, _, codes, ends = self._binary.bodies.columns
-        skip = _skipping(frozenset(self.features)).match
-        for function, (code, end) in enumerate(zip(codes, ends, strict=True), self._binary.imported("function")):
+        content, bodies = self._binary.content, self._binary.bodies
+        imported = self._binary.imported("function")
+        match_body = self._expressions.body.match
+        for function, (start, end) in enumerate(zip(*bodies.columns, strict=True), imported):
             last = end - 1  # the function's own `end`
-            found = skip(content, code, last)
-            position = found.end() if found else code
-            constant: Constant | None = None
-            while position < last:
+            found = match_body(content, start, last)
+            position = found.end() if found is not None else bodies[function - imported].code
+            if content[last] != _END:
+                raise malformed(f"the function {function} does not end", last)
+            if position < last:
+                yield from self._sites(function, position, last)
+                match_body = self._expressions.body.match
+
+    def _sites(self, function: int, position: int, last: int) -> Iterator[Site]:
+        """Yield the sites of a function, from its first stop to its `end`."""
+        content, known = self._binary.content, self._known
+        match_site, skip = _site_expression().match, self._expressions.skip.match
+        while position < last:
+            found = match_site(content, position, last)
+            if found is not None:
+                after = found.end()
+                if found[0] not in known:
+                    known[found[0]] = self._read_site(found)
+                    skip = self._expressions.skip.match
+                constant, operation = known[found[0]]
+                yield Site(function, position, position + constant, after, operation)
+            else:
                 row, after = read_instruction(content, position, last)
                 if self._learn(row, content, position, last):
-                    skip = _skipping(frozenset(self.features)).match
+                    skip = self._expressions.skip.match
                 if row.name in INSTRUCTIONS:
-                    site = _site(function, row.name, content, position, after)
-                    follows = constant is not None and constant.end == position
-                    yield site._replace(constant=constant) if follows else site
-                elif row.name in _CONSTANT_BITS:
-                    constant = _constant(row, content, position, after)
-                found = skip(content, after, last)
-                position = found.end() if found else after
-            if position != last or content[last] != _END:
-                raise malformed(f"the function {function} does not end", last)
+                    yield Site(function, position, position, after, _operation(row.name, content, position, after))
+            found = skip(content, after, last)
+            position = found.end() if found is not None else after
+
+    def _read_site(self, found: re.Match[bytes]) -> tuple[int, Operation]:
+        """Return the size of the constant that a site begins with, and what the instruction after it does."""
+        content, (start, end) = found.string, found.span()
+        at = start + len(found[1] or b"")
+        row, _ = read_instruction(content, at, end)
+        self._learn(row, content, at, end)
+        operation = _operation(row.name, content, at, end)
+        if at > start:
+            value, _ = decode_signed(content, start + 1, at, _CONSTANT_BITS[content[start]])
+            operation = operation._replace(length=value)
+        return at - start, operation
 
     def _learn(self, row: Opcode, content: bytes, position: int, end: int) -> bool:
         """Note the proposals that an instruction shows; return whether one is new."""
@@ -129,43 +173,50 @@ class Scan:
             if not _BLOCK_WITHOUT_INDEX.match(content, type_at, end):
                 shown.add("multi-value")
         new = not shown <= self.features
-        self.features |= shown
+        if new:
+            self.features |= shown
+            self._expressions = _expressions(frozenset(self.features))
         return new
 
 
 @functools.cache
-def _skipping(features: frozenset[str]) -> re.Pattern[bytes]:
-    """Return the expression that skips all instructions of no interest, where these proposals are in use."""
+def _expressions(features: frozenset[str]) -> _Expressions:
+    """Return the expressions where these proposals are in use."""
     immediates = {**IMMEDIATES, "i32": NUMBER + _NOT_BEFORE_BULK, "i64": NUMBER + _NOT_BEFORE_BULK}
     if "multi-value" not in features:
         immediates["block"] = _PLAIN_BLOCK
     rows = [row for row in OPCODES.values() if (row.feature == "mvp" or row.feature in features) and row.name not in INSTRUCTIONS]
-    return re.compile(b"(?:" + pattern_of(rows, immediates) + b")*+", re.DOTALL)
+    skip = b"(?:" + pattern_of(rows, immediates) + b")*+"
+    return _Expressions(re.compile(NUMBER + FEW_LOCALS + skip, re.DOTALL), re.compile(skip, re.DOTALL))
+
+
+@functools.cache
+def _site_expression() -> re.Pattern[bytes]:
+    """Return the expression of a site, and of the constant directly before a bulk instruction."""
+    instructions = pattern_of(row for row in OPCODES.values() if row.name in INSTRUCTIONS)
+    return re.compile(rb"(?:([\x41\x42]%b)(?=\xfc))?(?:%b)" % (NUMBER, instructions), re.DOTALL)
 
 
 _BLOCK_WITHOUT_INDEX: Final = re.compile(_PLAIN_BLOCK, re.DOTALL)
 
 
-def _constant(row: Opcode, content: bytes, start: int, end: int) -> Constant:
-    value, _ = decode_signed(content, start + 1, end, _CONSTANT_BITS[row.name])
-    return Constant(start, end, value)
-
-
-def _site(function: int, instruction: str, content: bytes, start: int, end: int) -> Site:
+def _operation(instruction: str, content: bytes, start: int, end: int) -> Operation:
     _, at = read_opcode(content, start, end)
     first, at = decode_unsigned(content, at, end)
     match instruction:
         case "memory.copy":
             source, _ = decode_unsigned(content, at, end)
-            return Site(function, instruction, start, end, first, source)
+            return Operation(instruction, first, source)
         case "memory.init":
             memory, _ = decode_unsigned(content, at, end)
-            return Site(function, instruction, start, end, memory, first)
+            return Operation(instruction, memory, first)
         case "memory.fill" | "memory.size" | "memory.grow":
-            return Site(function, instruction, start, end, first)
+            return Operation(instruction, first)
         case _:
-            memory = 0
+            memory, align = 0, first & ~_MULTI_MEMORY_FLAG
+            if align >= _MULTI_MEMORY_FLAG:
+                raise malformed(f"an alignment to 2^{align} bytes is too large", start)
             if first & _MULTI_MEMORY_FLAG:
                 memory, at = decode_unsigned(content, at, end)
             offset, _ = decode_unsigned(content, at, end, 64)
-            return Site(function, instruction, start, end, memory, 0, first & ~_MULTI_MEMORY_FLAG, offset)
+            return Operation(instruction, memory, 0, align, offset)

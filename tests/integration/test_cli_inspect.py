@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import wasmtime
 from click.testing import CliRunner
 
 from shmwasm.cli import main
@@ -80,6 +81,18 @@ def test_a_module_that_stays_as_it_is_says_so(tmp_path):
     output = inspect(tmp_path / "plain.wat").output
     assert "rewritten at load: none" in output
     assert "needs a shared heap: no    needs WASI: no" in output
+
+
+def test_names_that_would_drive_the_terminal_are_shown_as_escapes(tmp_path):
+    text = r'(module (import "a\1b[31m" "b\0a" (func)) (func (export "\1b[2J\e2\80\ae")))'
+    (tmp_path / "odd.wasm").write_bytes(wasmtime.wat2wasm(text))
+    for command in (["inspect"], ["run"], ["run", "--invoke", "nothing"]):
+        shown = CliRunner().invoke(main, [*command, str(tmp_path / "odd.wasm")], color=True).output
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "odd.wasm")], color=True).output
+    assert r"a\x1b[31m.b\n" in shown
+    assert r"\x1b[2J\u202e" in shown
 
 
 def test_of_many_exports_people_see_the_first_and_programs_all(tmp_path):

@@ -137,15 +137,30 @@ SHMWASM_INLINE void shmwasm_queue_pass(uint64_t *counter, uint64_t position) {
     (void)__atomic_compare_exchange_n(counter, &position, position + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+SHMWASM_INLINE int shmwasm_queue_is_closed(const shmwasm_queue *queue) {
+    return __atomic_load_n(&queue->closed, __ATOMIC_SEQ_CST) != 0; /* pairs with the store in shmwasm_queue_close */
+}
+
+/* Tells whether the queue was closed, and nothing will come out of it any more. */
+SHMWASM_INLINE int shmwasm_queue_is_drained(shmwasm_queue *queue) {
+    if (!shmwasm_queue_is_closed(queue)) return 0;
+    /* A producer claims before it looks whether the queue is closed, and we do the opposite: we see its claim, or it sends
+     * nothing. */
+    uint64_t head = shmwasm_queue_load(&queue->head), state = shmwasm_queue_load(&shmwasm_queue_slot(queue, head)->state);
+    return state == shmwasm_queue_state(head, 0) || shmwasm_queue_is_before(state, head);
+}
+
 /* Wakes who waits for what has been made available at a position that begins at `counter`. One at a time, and another only
  * while there is something for it: a message must not wake a hundred consumers. But while the first was being woken, others
- * may have found that nobody waits; so say again that somebody may, and look again. */
+ * may have found that nobody waits, and woken nobody, for a message or for the end; so say again that somebody may, and look
+ * again. */
 SHMWASM_SLOW void shmwasm_queue_wake(shmwasm_queue *queue, shmwasm_event *event, uint64_t *counter, uint32_t ready) {
     while (shmwasm_event_signal(event, 1) > 0) {
         (void)shmwasm_event_expect(event);
         uint64_t position = shmwasm_queue_load(counter);
         uint64_t state = shmwasm_queue_load(&shmwasm_queue_slot(queue, position)->state);
-        if ((uint32_t)state != (uint32_t)position + ready) return;
+        if ((uint32_t)state == (uint32_t)position + ready) continue;
+        if (!(event == &queue->filled ? shmwasm_queue_is_drained(queue) : shmwasm_queue_is_closed(queue))) return;
     }
 }
 
@@ -154,13 +169,9 @@ SHMWASM_INLINE void shmwasm_queue_signal(shmwasm_queue *queue, shmwasm_event *ev
     if (!SHMWASM_LIKELY(!(__atomic_load_n(&event->word, __ATOMIC_SEQ_CST) & 1))) shmwasm_queue_wake(queue, event, counter, ready);
 }
 
-SHMWASM_INLINE int shmwasm_queue_is_closed(const shmwasm_queue *queue) {
-    return __atomic_load_n(&queue->closed, __ATOMIC_SEQ_CST) != 0;
-}
-
 SHMWASM_INLINE void shmwasm_queue_end_writing(shmwasm_queue *queue, void *message, uint32_t owner) {
     shmwasm_slot *slot = (shmwasm_slot *)message - 1;
-    /* Publishes the message, to the swap of the consumer that claims it. Dying before: it becomes void. Dying after: it was sent. */
+    /* Publishes the message, to the swap of the consumer that claims it. Dying before: it becomes void; after: it was sent. */
     __atomic_store_n(&slot->state, shmwasm_queue_state(shmwasm_queue_load(&slot->state) + 1, owner), __ATOMIC_SEQ_CST);
     shmwasm_queue_signal(queue, &queue->filled, &queue->head, 1);
 }
@@ -194,9 +205,10 @@ SHMWASM_INLINE void shmwasm_queue_publish(shmwasm_queue *queue, void *message) {
 /* Gives the place of the message back that `shmwasm_queue_front` returned. */
 SHMWASM_INLINE void shmwasm_queue_release(shmwasm_queue *queue, void *message) {
     shmwasm_slot *slot = (shmwasm_slot *)message - 1;
+    uint64_t position = shmwasm_queue_load(&slot->state) - 1;
     /* Publishes that the message was read, to the swap of the producer that claims its place. Dying before: the message is
      * lost with its reader, and its place becomes free. Dying after: it was read. */
-    __atomic_store_n(&slot->state, shmwasm_queue_state(shmwasm_queue_load(&slot->state) - 1 + queue->capacity, 0), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&slot->state, shmwasm_queue_state(position + queue->capacity, 0), __ATOMIC_SEQ_CST);
     shmwasm_queue_signal(queue, &queue->freed, &queue->tail, 0);
 }
 
@@ -234,7 +246,8 @@ SHMWASM_SLOW uint32_t shmwasm_queue_recover_at(shmwasm_queue *queue, uint64_t po
     /* It may have died before it moved the counter on. Others have the same right to end the claim as we: one swap succeeds.
      * Dying between that and the count, or the signal: see `voided`, and futex.h. */
     shmwasm_queue_pass(writing ? &queue->tail : &queue->head, position);
-    uint64_t ended = writing ? shmwasm_queue_state(position + 1, SHMWASM_QUEUE_VOID) : shmwasm_queue_state(position + queue->capacity, 0);
+    uint64_t skipped = shmwasm_queue_state(position + 1, SHMWASM_QUEUE_VOID);
+    uint64_t ended = writing ? skipped : shmwasm_queue_state(position + queue->capacity, 0);
     if (!shmwasm_queue_swap(&slot->state, state, ended)) return 0;
     __atomic_fetch_add(writing ? &queue->voided : &queue->lost, 1, __ATOMIC_SEQ_CST);
     if (writing) {
@@ -260,21 +273,13 @@ SHMWASM_INLINE uint32_t shmwasm_queue_count(const shmwasm_queue *queue) {
     return (uint32_t)(shmwasm_queue_load(&queue->tail) - head);
 }
 
-/* Says that nothing more will be sent: pushes are refused from now on, and pops once all that was sent is out. */
+/* Says that nothing more will be sent: pushes are refused from now on, and pops once all that was sent is out. Who waits while
+ * another takes the last message learns of the end when its slice ends. */
 SHMWASM_INLINE void shmwasm_queue_close(shmwasm_queue *queue) {
     /* Before the signals, as any other news; see shmwasm_queue_is_drained. Dying before the signals: slices heal it. */
     __atomic_store_n(&queue->closed, 1, __ATOMIC_SEQ_CST);
     (void)shmwasm_event_signal(&queue->filled, SHMWASM_EVERYONE);
     (void)shmwasm_event_signal(&queue->freed, SHMWASM_EVERYONE);
-}
-
-/* Tells whether the queue was closed, and nothing will come out of it any more. */
-SHMWASM_INLINE int shmwasm_queue_is_drained(shmwasm_queue *queue) {
-    if (!shmwasm_queue_is_closed(queue)) return 0;
-    /* A producer claims before it looks whether the queue is closed, and we do the opposite: we see its claim, or it sends
-     * nothing. */
-    uint64_t head = shmwasm_queue_load(&queue->head), state = shmwasm_queue_load(&shmwasm_queue_slot(queue, head)->state);
-    return state == shmwasm_queue_state(head, 0) || shmwasm_queue_is_before(state, head);
 }
 
 /* Sends a copy of `message`, whose size is that of the queue's messages. Returns SHMWASM_OK, SHMWASM_AGAIN (full),
@@ -299,7 +304,8 @@ SHMWASM_INLINE shmwasm_status shmwasm_queue_try_pop(shmwasm_queue *queue, void *
     return SHMWASM_OK;
 }
 
-SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, const void *message, uint32_t size, int64_t timeout_ns) {
+SHMWASM_SLOW
+shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, const void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
     for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_push(queue, message, size);
@@ -319,7 +325,8 @@ SHMWASM_SLOW shmwasm_status shmwasm_queue_push_slowly(shmwasm_queue *queue, cons
     }
 }
 
-SHMWASM_SLOW shmwasm_status shmwasm_queue_pop_slowly(shmwasm_queue *queue, void *message, uint32_t size, int64_t timeout_ns) {
+SHMWASM_SLOW
+shmwasm_status shmwasm_queue_pop_slowly(shmwasm_queue *queue, void *message, uint32_t size, int64_t timeout_ns) {
     shmwasm_patience patience = shmwasm_patience_of(timeout_ns);
     for (uint32_t spins = shmwasm_spins(timeout_ns); spins > 0; spins--) {
         shmwasm_status status = shmwasm_queue_try_pop(queue, message, size);

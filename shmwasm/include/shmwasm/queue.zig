@@ -109,7 +109,8 @@ pub fn Queue(comptime Message: type) type {
             while (event.signal(1) > 0) {
                 _ = event.expect();
                 const position = word64.load(counter);
-                if (!serves(queue.slotAt(position).load(), position + ready)) return;
+                if (serves(queue.slotAt(position).load(), position + ready)) continue;
+                if (!(if (event == &queue.filled) queue.isDrained() else queue.isClosed())) return;
             }
         }
 

@@ -53,7 +53,7 @@ def enlarged(content: bytes) -> bytes | None:
     section = binary.section(MEMORY)
     if section is None or binary.imported("memory") or binary.memories[0].is_64 or binary.memories[0].shared:
         return None
-    if any(site.instruction in {"memory.size", "memory.grow"} and site.memory == 0 for site in Scan(binary)):
+    if any(site.operation.instruction in {"memory.size", "memory.grow"} and site.operation.memory == 0 for site in Scan(binary)):
         return None
     span, payload = binary.memories[0].span, section.payload
     limits = b"\0" + encode_unsigned(WINDOW_END // WASM_PAGE)

@@ -162,13 +162,11 @@ class Run:
 
     def memory(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """Return what a range of an exported memory holds, by default all that its guest sees as its own."""
-        memory = self._exports[name]
-        context = () if isinstance(memory, wasmtime.SharedMemory) else (self.store,)
-        base = ctypes.cast(memory.data_ptr(*context), ctypes.c_void_p).value
         if size is None:
             ours = self.window is not None and name == heap_memory(self.description).name
-            size = self.window.memory_size if ours else memory.data_len(*context)
-        return ctypes.string_at(base + start, size)
+            memory = self._exports[name]
+            size = self.window.memory_size if ours else memory.data_len(*self._context(memory))
+        return ctypes.string_at(self._base(name) + start, size)
 
     def number(self, name: str, kind: str) -> bytes:
         """Return what an exported global of type `kind` holds, bit for bit."""
@@ -177,6 +175,13 @@ class Run:
     def trace(self) -> tuple[bytes, int]:
         """Return what was logged, and where the log ends."""
         return bytes(self._support["trace"].read(self.store, 0, WASM_PAGE)), self._support["end"].value(self.store)
+
+    def _base(self, name: str) -> int:
+        memory = self._exports[name]
+        return ctypes.cast(memory.data_ptr(*self._context(memory)), ctypes.c_void_p).value
+
+    def _context(self, memory: wasmtime.Memory | wasmtime.SharedMemory) -> tuple[wasmtime.Store, ...]:
+        return () if isinstance(memory, wasmtime.SharedMemory) else (self.store,)
 
     def _open_window(self, start: int) -> None:
         chosen, wide = heap_memory(self.description), is_wide(self.description)

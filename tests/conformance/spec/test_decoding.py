@@ -22,7 +22,7 @@ def test_valid_modules_are_decoded_and_scanned_to_their_last_byte_and_others_at_
             continue
         binary = decode(content)
         assert _gaps(binary) == [], f"line {line}"
-        found = [(site.instruction, site.start, site.end) for site in Scan(binary)]
+        found = [(site.operation.instruction, site.start, site.end) for site in Scan(binary)]
         assert found == list(_sites_one_by_one(binary)), f"line {line}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -48,6 +49,19 @@ FINE = {
     + "".join(f'(export "name {number}" (func $f))' for number in range(5000))
     + ")",
 }
+
+
+def test_every_beginning_of_a_module_is_refused_or_a_module_and_leaves_nothing_open(shared_runtime: Runtime) -> None:
+    text = f"""(module (import "env" "shared_heap_malloc" (func (param i32) (result i32))) (memory (export "memory") 1)
+      (table 4 funcref) (elem (i32.const 0) 0 1) (global (mut i32) (i32.const 3)) (data $hello "hello")
+      (func $start (export "f") (memory.init $hello (i32.const 0) (i32.const 0) (i32.const 5)) (data.drop $hello)
+        (memory.copy (i32.const 0) (i32.const 8) (i32.const 4)) {DEEP}) (start $start))"""
+    whole = bytes(wasmtime.wat2wasm(text))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for end in (*range(250), *range(len(whole) - 250, len(whole))):
+        with contextlib.suppress(errors.ModuleError):  # one that ends between two sections may be a module
+            shared_runtime.load(whole[:end]).close()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 @pytest.mark.parametrize("text", REFUSED_AT_LOAD.values(), ids=REFUSED_AT_LOAD)

@@ -85,6 +85,15 @@ def test_a_block_has_no_address_where_the_instance_does_not_see_it(
             block.free()
 
 
+def test_a_block_has_no_address_in_an_instance_that_was_closed(
+    shared_runtime: Runtime, module_64: Module, heap: SharedHeap
+) -> None:
+    gone = shared_runtime.spawn(module_64, shared_heap=heap)
+    gone.close()
+    with heap.malloc(64) as block, pytest.raises(errors.ClosedError, match=f"instance {gone.number}"):
+        block.address_in(gone)
+
+
 @pytest.mark.parametrize("no_instance", [None, 5, "wide"])
 def test_a_block_has_no_address_in_what_is_no_instance(heap: SharedHeap, no_instance: object) -> None:
     with heap.malloc(64) as block, pytest.raises(errors.ArgumentError, match="not an instance"):

@@ -252,6 +252,13 @@ def test_reserved_exports_are_not_the_guests(spawn):
         guest.function(seam.BEGIN)
 
 
+def test_tens_of_thousands_of_exports_are_no_matter_for_a_spawn(spawn):
+    count = 50_000  # listing them one by one would take minutes
+    exports = "".join(f'(export "{number}" (func $last))' for number in range(count))
+    guest = spawn(f"(module (func $last (result i32) (i32.const 7)) {exports})")
+    assert _call(guest, f"{count - 1}") == 7
+
+
 def test_guest_with_an_alias_is_attached_through_both_mappings(spawn, grant):
     guest = spawn(
         f"""(module (memory (export "memory") 1) {ALIAS} {LOAD}

@@ -155,6 +155,17 @@ def test_bad_file_is_named(tmp_path):
         compile_module(tmp_path / "broken.wasm")
 
 
+def test_file_that_is_no_regular_one_is_refused_with_one_reason():
+    with pytest.raises(ModuleError) as caught:
+        read_module("/dev/null")
+    assert (caught.value.module, caught.value.reason) == ("/dev/null", "it is no regular file")
+
+
+def test_module_that_ends_before_its_version_is_refused_with_its_length():
+    with pytest.raises(ModuleError, match="ends after 6 bytes"):
+        read_module(BINARY[:6])
+
+
 def test_what_is_no_code_is_not_deserialized(engine, tmp_path):
     (tmp_path / "file").write_bytes(b"nothing to run")
     with (tmp_path / "file").open("rb") as file, pytest.raises(ModuleError, match="compiled code"):

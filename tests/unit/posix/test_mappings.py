@@ -55,6 +55,14 @@ def test_unmapped_range_is_reserved_and_inaccessible(segment, room):
     assert is_reserved(room, SIZE)
 
 
+def test_reserved_range_is_told_beside_a_mapped_file_whose_name_is_no_text(segment, room, tmp_path):
+    with Path(tmp_path, os.fsdecode(b"\xff")).open("w+b") as file:
+        file.truncate(SIZE)
+        with map_anywhere(file.fileno(), SIZE, writable=False):
+            unmap_fixed(room, SIZE)
+            assert is_reserved(room, SIZE)
+
+
 def test_opened_range_holds_zeros_or_the_files_bytes(segment, room):
     map_fixed(room, SIZE, segment.descriptor, writable=True)
     ctypes.memset(room, 1, SIZE)

@@ -211,8 +211,8 @@ def machine(request, make_guest, make_chain):
     indirect=True,
 )
 def test_bulk_instructions_do_what_the_specification_says_of_all_memory_there_is(machine):
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(_steps(machine.edges), min_size=1, max_size=15))
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(_steps(machine.edges), min_size=1, max_size=10))
     def check(history):
         machine.reset()
         for step in history:

@@ -231,7 +231,8 @@ def test_bytes_that_are_no_module_are_refused(content):
 
 
 MUTATED = _binary(f"""(module (import "env" "memory" (memory 1)) (memory $wide i64 1 4) (memory $far 1)
-  (global (mut i64) (i64.const 1)) (table 2 funcref) (elem (i32.const 0) $copy) (data "passive") (data (i32.const 8) "active") {COPY}
+  (global (mut i64) (i64.const 1)) (table 2 funcref) (elem (i32.const 0) $copy) (data "passive")
+  (data (i32.const 8) "active") {COPY}
   (func (export "more") (param i32 i64) (local f32 v128 funcref)
     (memory.fill (local.get 0) (i32.const 1) (i32.const 300)) (memory.copy 0 $far (i32.const 0) (i32.const 8) (local.get 0))
     (memory.init 0 (i32.const 0) (i32.const 0) (i32.const 2)) (drop (memory.grow $wide (local.get 1)))

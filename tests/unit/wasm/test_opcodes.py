@@ -167,7 +167,7 @@ def test_the_scan_passes_every_instruction_and_notes_its_proposal(module_of):
     for row in rows(legacy=False):
         scan = Scan(decode(module_of(row, instruction(row))))
         sites = list(scan)
-        assert [site.instruction for site in sites] == ([row.name] if row.name in INSTRUCTIONS else [])
+        assert [site.operation.instruction for site in sites] == ([row.name] if row.name in INSTRUCTIONS else [])
         assert row.feature == "mvp" or row.feature in scan.features
         assert row.feature in scan.features or "mvp" not in scan.features
 
@@ -180,7 +180,7 @@ def test_an_opcode_may_be_written_longer_than_necessary(module_of, refusal, padd
         module = module_of(row, instruction(row, padding=padding))
         assert refusal(module) is None, row
         scan = Scan(decode(module))
-        assert [site.instruction for site in scan] == ([row.name] if row.name in INSTRUCTIONS else [])
+        assert [site.operation.instruction for site in scan] == ([row.name] if row.name in INSTRUCTIONS else [])
         assert row.feature in scan.features
 
 

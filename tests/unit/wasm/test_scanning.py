@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shmwasm.errors import ModuleError
 from shmwasm.wasm.decoding import decode
 from shmwasm.wasm.leb128 import encode_signed
-from shmwasm.wasm.scanning import Constant, Scan, Site
+from shmwasm.wasm.scanning import Operation, Scan, Site
 
 
 def sites_of(text: str) -> tuple[bytes, list[Site]]:
@@ -27,7 +27,7 @@ def test_sites_tell_which_memories_and_segments_they_name():
             (memory.fill 1 (local.get 0) (local.get 0) (local.get 0))
             (drop (memory.grow 1 (memory.size 1)))))""".replace("(func\n", "(func (param i32)\n")
     )
-    assert [(site.function, site.instruction, site.memory, site.source) for site in sites] == [
+    assert [(site.function, *site.operation[:3]) for site in sites] == [
         (1, "memory.copy", 1, 0),
         (1, "memory.init", 1, 1),
         (2, "memory.fill", 1, 0),
@@ -41,7 +41,7 @@ def test_sites_tell_which_memories_and_segments_they_name():
         b"\x3f\x01",
         b"\x40\x01",
     ]
-    assert all(site.constant is None for site in sites)
+    assert all(site.constant == site.start for site in sites)
 
 
 def test_waits_and_notifies_tell_their_offset_and_memory():
@@ -50,12 +50,21 @@ def test_waits_and_notifies_tell_their_offset_and_memory():
             (drop (memory.atomic.notify offset=300 (i32.const 0) (i32.const 0)))
             (drop (memory.atomic.wait32 (i32.const 0) (i32.const 0) (i64.const 0)))
             (drop (memory.atomic.wait64 1 offset=0x123456789a (i64.const 0) (i64.const 0) (i64.const 0)))))""")
-    assert [(site.instruction, site.memory, site.align, site.offset) for site in sites] == [
+    assert [
+        (site.operation.instruction, site.operation.memory, site.operation.align, site.operation.offset) for site in sites
+    ] == [
         ("memory.atomic.notify", 0, 2, 300),
         ("memory.atomic.wait32", 0, 2, 0),
         ("memory.atomic.wait64", 1, 3, 0x123456789A),
     ]
     assert all(content[site.start] == 0xFE for site in sites)
+
+
+def test_an_alignment_beyond_all_memory_is_malformed(functions, refusal):
+    module = functions(b"\x41\0\x41\0\xfe\0\x80\x04\0\x1a\x0b")
+    assert refusal(module) is not None
+    with pytest.raises(ModuleError, match="an alignment to 2\\^512 bytes is too large"):
+        list(Scan(decode(module)))
 
 
 def test_a_constant_directly_before_a_bulk_instruction_is_told():
@@ -68,10 +77,10 @@ def test_a_constant_directly_before_a_bulk_instruction_is_told():
             (memory.copy (i32.const 1) (i32.const 2) (block (result i32) (i32.const 3)))
             (drop (i32.trunc_sat_f32_s (f32.const 0)))
             (drop (i32.const 1)) (drop (memory.size))))""")
-    assert [site.constant and site.constant.value for site in sites] == [300, -1, 5, None, None, None]
+    assert [site.operation.length for site in sites] == [300, -1, 5, None, None, None]
     first = sites[0]
-    assert first.constant == Constant(first.start - 3, first.start, 300)
-    assert content[first.constant.start : first.constant.end] == b"\x41\xac\x02"
+    assert first == Site(0, first.start - 3, first.start, first.start + 4, Operation("memory.copy", 0, 0, length=300))
+    assert content[first.constant : first.start] == b"\x41\xac\x02"
 
 
 def test_a_constant_of_full_width_is_no_bulk_instruction():
@@ -97,7 +106,7 @@ def test_catches_and_typed_selections_of_any_number_are_passed():
             (try_table (catch $e $b) (drop (memory.size)))
             (try_table (catch_all $b) (catch $e $b) (catch_all $b) (catch $e $b) (drop (memory.size)))
             (drop (select (result (ref null extern)) (ref.null extern) (ref.null extern) (memory.size))))))""")
-    assert [site.instruction for site in sites] == ["memory.size"] * 4
+    assert [site.operation.instruction for site in sites] == ["memory.size"] * 4
 
 
 @pytest.mark.parametrize(
@@ -171,5 +180,8 @@ def test_exactly_the_sites_that_were_written_are_found(functions, refusal, piece
     assert refusal(module) is None
     binary = decode(module)
     start = binary.bodies[0].code
-    found = [(site.start - start, site.instruction) + ((site.constant.value,) if site.constant else ()) for site in Scan(binary)]
+    found = [
+        (site.start - start, site.operation.instruction) + (() if site.operation.length is None else (site.operation.length,))
+        for site in Scan(binary)
+    ]
     assert found == expected

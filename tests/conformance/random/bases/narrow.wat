@@ -10,8 +10,6 @@
     (memory.fill (local.get $to) (local.get $value) (local.get $size)))
   (func $init (export "init") (param $to i32) (param $from i32) (param $size i32)
     (memory.init $text (local.get $to) (i32.and (local.get $from) (i32.const 31)) (i32.and (local.get $size) (i32.const 15))))
-  (func $notify (export "notify") (param $at i32) (result i32)
-    (memory.atomic.notify offset=4 (local.get $at) (i32.const 1)))
   (func $drop (export "drop") (data.drop $text))
   (func $several (export "several") (param $at i32) (result i32)
     (call $fill (local.get $at) (i32.const 7) (i32.const 100))

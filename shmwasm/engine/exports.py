@@ -1,0 +1,55 @@
+"""An instance's exports, looked up by name when they are asked for.
+
+wasmtime-py lists them all first, and each step of that list walks over those before it: ten thousand take seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import wasmtime
+from wasmtime import _bindings
+from wasmtime._extern import wrap_extern
+
+if TYPE_CHECKING:
+    from shmwasm.engine.modules import ModuleDescription
+
+Extern = wasmtime.Func | wasmtime.Table | wasmtime.Memory | wasmtime.SharedMemory | wasmtime.Global | wasmtime.Tag
+"""What is exported."""
+
+
+class Exports(Mapping[str, Extern]):
+    """What an instance of the module described exports, by name."""
+
+    def __init__(self, store: wasmtime.Store, instance: wasmtime.Instance, description: ModuleDescription) -> None:
+        self._store = store
+        self._instance = instance
+        self._names = description.exports
+        self._found: dict[str, Extern] = {}
+
+    def __getitem__(self, name: str) -> Extern:
+        if name not in self._found:
+            if name not in self._names:
+                raise KeyError(name)
+            self._found[name] = self._look_up(name.encode())
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _look_up(self, name: bytes) -> Extern:
+        item = _bindings.wasmtime_extern_t()
+        characters = ctypes.create_string_buffer(name, len(name))
+        context = self._store._context()  # noqa: SLF001
+        instance = ctypes.byref(self._instance._instance)  # noqa: SLF001
+        found = _bindings.wasmtime_instance_export_get(context, instance, characters, len(name), ctypes.byref(item))
+        assert found, "the description is of another module"
+        return wrap_extern(item)
