@@ -15,6 +15,7 @@ that the rewriter has appended are not metered: they do what one instruction of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from shmwasm.rewrite import seam
@@ -65,10 +66,9 @@ def meter(content: bytes, functions: int) -> Metered:
 
 
 def _code_edits(binary: Binary, fuel: int, count: int) -> Iterator[Edit]:
-    rows = list(zip(*binary.bodies.columns, strict=True))[:count]
-    for start, locals_, code, end in rows:
+    for start, first_byte, code, end in islice(binary.bodies, count):
         edits = list(_body_edits(binary.content, code, end - 1, fuel))
-        yield replacement(start, locals_, encode_unsigned(end - locals_ + growth(edits)))
+        yield replacement(start, first_byte, encode_unsigned(end - first_byte + growth(edits)))
         yield from edits
 
 

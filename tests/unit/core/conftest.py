@@ -11,7 +11,7 @@ import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END
 from shmwasm.core import CORE_MODULE, RUN, Core, HeapAuthority, layout, metadata_size
-from shmwasm.core.dispatching import CORE, GUEST, cells_of, dispatched, dispatcher_text
+from shmwasm.core.dispatching import CORE, FUEL, GUEST, cells_of, dispatched, dispatcher_text
 from shmwasm.core.dispatching import RUN as DISPATCHER_RUN
 from shmwasm.core.rings import ClientRing, WorkerRing
 from shmwasm.engine.config import new_engine
@@ -118,7 +118,7 @@ class RingHooks:
 class Pair:
     """Both ends of a ring in one process: a client's core, and a worker's core with a guest and its dispatcher."""
 
-    def __init__(self, engine, module, guest, functions, cells=None):
+    def __init__(self, engine, module, guest, functions, cells=None, *, metered=False):
         self.client_core = self.new_core(engine, module)
         self.client = ClientRing(self.client_core, cells_of(functions) if cells is None else cells)
         self.store = wasmtime.Store(engine)
@@ -132,7 +132,10 @@ class Pair:
             linker.define(self.store, CORE, name, item)
         for number, name in enumerate(dispatched(functions)):
             linker.define(self.store, GUEST, str(number), self.exports[name])
-        dispatcher = linker.instantiate(self.store, wasmtime.Module(engine, dispatcher_text(functions)))
+        for name in FUEL if metered else ():
+            linker.define(self.store, GUEST, name, self.exports[name])
+        text = dispatcher_text(functions, metered=metered)
+        dispatcher = linker.instantiate(self.store, wasmtime.Module(engine, text))
         self._run = dispatcher.exports(self.store)[DISPATCHER_RUN]
 
     @staticmethod

@@ -158,3 +158,38 @@ def test_host_is_asked_for_after_so_many_calls(new_pair):
                 pass
             done += len(pair.client.collect())
         assert reasons.count(layout.RING_PAUSE) == 1
+
+
+FUELLED = """(module (global $given (export "given") (mut i64) (i64.const 0))
+  (global $fuel (export "fuel") (mut i64) (i64.const 0))
+  (func (export "f") (param i32) (result i64)
+    (if (i64.lt_s (global.get $fuel) (i64.extend_i32_s (local.get 0))) (then unreachable))
+    (global.set $fuel (i64.const 0))
+    (global.get $given)))"""
+"""A guest that needs as much fuel as its argument says, and returns what it was given."""
+
+
+def test_dispatcher_of_a_metered_module_gives_each_call_its_fuel(new_pair):
+    own, called = FunctionType(("i32",), ("i64",)), FunctionType(("i32", "i64"), ("i64",))
+    with new_pair(FUELLED, {"f": own}, cells=cells_of({"f": called}), metered=True) as pair:
+        requests = [pair.submit(0, called, (number, 10 * number)) for number in (1, 2, 3)]
+        assert pair.run() == layout.RING_PARK
+        assert [pair.client.wait(request) for request in requests] == [layout.RING_DONE] * 3
+        assert [request.results() for request in requests] == [(10,), (20,), (30,)]
+        pair.submit(0, called, (11, 10))
+        with pytest.raises(wasmtime.Trap, match="unreachable"):
+            pair.run()
+
+
+def test_batch_of_a_metered_module_has_a_column_of_fuel(new_pair):
+    with new_pair(FUELLED, {"f": FunctionType(("i32",), ("i64",))}, cells=2, metered=True) as pair:
+        cells = pair.client.batch_buffer(0).cast("Q")
+        cells[:6] = memoryview(struct.pack("<6Q", 4, 5, 6, 40, 50, 5)).cast("Q")
+        request = pair.client.batch_request(0, 3, 0, 64)
+        pair.client.submit(request)
+        with pytest.raises(wasmtime.Trap, match="unreachable"):
+            pair.run()
+        pair.worker.end(pair.worker.slot(), layout.CALL_TRAPPED)
+        assert pair.client.wait(request) == layout.RING_FAILED
+        assert request.progress == 2
+        assert cells[8:11].tolist() == [40, 50, 0]
