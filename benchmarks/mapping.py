@@ -22,7 +22,7 @@ CALLS: Final = 2_000_000
 CHUNK: Final = 1_000
 """How many calls the peer sends in one message: with fewer it is slower, and more do not help."""
 
-PEER: Final = "multiprocessing.Pool.map"
+PEER: Final = "multiprocessing.Pool.map, a list"
 CURVE: Final = "calls by pool.map"
 
 

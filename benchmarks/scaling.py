@@ -20,6 +20,7 @@ FLAT: Final = ratio_at_most(1.25)
 
 LIVE_BLOCKS: Final = (1_000, 10_000, 100_000, 1_000_000)
 WORKERS: Final = (2, 4, 8)
+CHAINS: Final = (1, 4, 16)
 HEAP_SIZES: Final = (64 * MIB, 256 * MIB, 1024 * MIB, 2048 * MIB)
 
 
@@ -31,6 +32,7 @@ def rows(context: Context) -> Iterator[Row]:
         yield from _workers(context, runtime, module)
     with Runtime() as runtime:
         yield from _heap_sizes(context, runtime)
+        yield from _chains(context, runtime)
     with Runtime() as runtime:
         yield from call_rows(context, runtime, TOPIC, FLAT)
 
@@ -117,16 +119,38 @@ def _heap_sizes(context: Context, runtime: Runtime) -> Iterator[Row]:
 
         def attaching(size: int) -> Callable[[], float]:
             heap = stack.enter_context(runtime.create_shared_heap(size))
-            instance = stack.enter_context(runtime.spawn(module))
-            block = heap.malloc(16).address
-
-            def attach() -> None:
-                instance.attach_shared_heap(heap)
-                instance.call("touch", block, 1)
-                instance.detach_shared_heap()
-
-            return lambda: median_elapsed(attach, times)
+            return _attaching(stack.enter_context(runtime.spawn(module)), heap, times)
 
         subjects = [attaching(size) for size in HEAP_SIZES]
         values = interleave(*subjects, rounds=context.rounds)
     yield from _curve("attach, call, detach", [f"{size // MIB} MiB" for size in HEAP_SIZES], values)
+
+
+def _chains(context: Context, runtime: Runtime) -> Iterator[Row]:
+    """Attaching a chain, whose cost is at most that of attaching each of its heaps."""
+    module = runtime.load(guest("calls"))
+    subjects = []
+    with contextlib.ExitStack() as stack:
+        for length in CHAINS:
+            chain = runtime.create_shared_heap(MIB)
+            for _ in range(length - 1):
+                chain = runtime.chain_shared_heaps(runtime.create_shared_heap(MIB), chain)
+            subjects.append(_attaching(stack.enter_context(runtime.spawn(module)), chain, context.scaled(200)))
+        first, *others = interleave(*subjects, rounds=context.few_rounds)
+    curve = "attach, call, detach a chain"
+    yield compare(TOPIC, f"{curve} of 1 heap", first, curve=curve, point="1")
+    for length, values in zip(CHAINS[1:], others, strict=True):
+        what, limit = f"{curve} of {length} heaps", ratio_at_most(length)
+        yield compare(TOPIC, what, values, "1 heap", first, budget=limit, curve=curve, point=str(length))
+
+
+def _attaching(instance: Instance, heap: SharedHeap, times: int) -> Callable[[], float]:
+    """Return a subject: how long it takes to attach a chain, call once, and detach it."""
+    block = heap.malloc(16).address
+
+    def attach() -> None:
+        instance.attach_shared_heap(heap)
+        instance.call("touch", block, 1)
+        instance.detach_shared_heap()
+
+    return lambda: median_elapsed(attach, times)
