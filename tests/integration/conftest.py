@@ -218,6 +218,7 @@ class LauncherHandle:
         *,
         grants: Sequence[messages.Grant] = (),
         descriptors: Sequence[int] = (),
+        with_ring: bool = True,
         **plan: Any,
     ) -> WorkerHandle:
         """Ask for a worker."""
@@ -227,7 +228,8 @@ class LauncherHandle:
         self.workers.append(worker)
         spawn_plan = messages.SpawnPlan(module_key=module.key, module_name=module.name, **plan)
         with their_control, their_calls:
-            worker.open_ring()
+            if with_ring:
+                worker.open_ring()
             self.channel.send(
                 codec.encode(messages.Fork(worker=worker.number, plan=spawn_plan, grants=list(grants))),
                 [

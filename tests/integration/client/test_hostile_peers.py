@@ -64,7 +64,7 @@ ATTACKS = {
     "no descriptor": _send(
         messages.Spawn(request=2, plan=PLAN), messages.CreateHeap(request=3, name="x", size=65536, managed=True)
     ),
-    "a device": _send(messages.Spawn(request=2, plan=PLAN), files=1),
+    "a device": _send(messages.Spawn(request=2, plan=PLAN), files=2),
     "a device as a heap": _send(messages.CreateHeap(request=3, name="x", size=65536, managed=True), files=1),
     "too many descriptors": _send(messages.Status(request=1), files=60),
     "descriptors for ever": _send(*[messages.Status(request=1)] * 20, files=60),

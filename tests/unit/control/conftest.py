@@ -22,6 +22,10 @@ R = TypeVar("R")
 SLAB = 1 << 16
 
 
+DESCRIPTORS = {messages.CreateHeap: 1, messages.Spawn: 2}
+"""How many come with a message."""
+
+
 class FakeShell:
     """Feeds a real mind, performs its actions at once, and checks what every action promises."""
 
@@ -68,7 +72,7 @@ class FakeShell:
     def begin(self, peer: int, kind: Any, **fields: Any) -> int:
         """Send a request, with the descriptor it needs; return its number."""
         number = next(self._requests)
-        self.tell(peer, kind(request=number, **fields), int(kind in {messages.CreateHeap, messages.Spawn}))
+        self.tell(peer, kind(request=number, **fields), DESCRIPTORS.get(kind, 0))
         return number
 
     def answers(self, peer: int, number: int) -> list[Any]:

@@ -14,7 +14,7 @@ from shmwasm.protocol.messages import ChainLink
 
 SLAB = 1 << 16
 
-OTHER_DESCRIPTORS_OF_FORK = 3
+OTHER_DESCRIPTORS_OF_FORK = 4
 """The artifact and two channels: see `messages.Fork`."""
 
 

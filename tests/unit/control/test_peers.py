@@ -100,6 +100,7 @@ def test_whoever_stays_silent_is_disconnected_and_who_greeted_is_not(shell, clie
         (messages.CreateHeap(request=7, name="", size=1 << 16, managed=True), 2),
         (messages.Status(request=7), 1),
         (messages.Spawn(request=7, plan=messages.SpawnPlan(module_key="", module_name="")), 0),
+        (messages.Spawn(request=7, plan=messages.SpawnPlan(module_key="", module_name="")), 1),
         (messages.Ready(), 0),
         (messages.Hello(request=7, version=messages.VERSION, quota=-1), 0),
     ],

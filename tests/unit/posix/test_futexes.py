@@ -250,3 +250,35 @@ def test_an_address_that_no_word_can_have_is_refused():
         wait32(NativeAddress(2), 0, 0)
     with pytest.raises(UnsupportedError, match="futex"):
         wake(NativeAddress(2))
+
+
+WAITS_WITH_ALARM = pytest.mark.parametrize(
+    "wait", [wait32, wait64, wait32_in_steps, wait64_in_steps], ids=["32", "64", "32 in steps", "64 in steps"]
+)
+
+
+@WAITS_WITH_ALARM
+def test_an_alarm_that_rang_before_ends_the_wait_at_once(shared, wait):
+    shared.store(64, 1)
+    assert wait(shared.address, 0, None, Alarm(shared.at(64), 0)) is Wait.ALARMED
+    assert wait(shared.address, 0, time.monotonic_ns(), Alarm(shared.at(64), 1)) is Wait.TIMED_OUT
+
+
+@WAITS_WITH_ALARM
+def test_an_alarm_ends_a_wait_that_has_begun(shared, wait):
+    pid = in_child(lambda: wait(shared.address, 0, None, Alarm(shared.at(64), 0)))
+    until(lambda: is_asleep(pid))
+    shared.store(64, 1)
+    wake(shared.at(64))
+    assert ended(pid) == Wait.ALARMED
+
+
+@WAITS_WITH_ALARM
+def test_a_wait_with_an_alarm_is_woken_by_a_wake_and_ends_at_its_deadline(shared, wait):
+    pid = in_child(lambda: wait(shared.address, 0, None, Alarm(shared.at(64), 0)))
+    until(lambda: wake(shared.address, 1))
+    assert ended(pid) == Wait.WOKEN
+    deadline = time.monotonic_ns() + 30_000_000
+    assert wait(shared.address, 0, deadline, Alarm(shared.at(64), 0)) is Wait.TIMED_OUT
+    assert time.monotonic_ns() >= deadline
+    assert wait(shared.address, 7, None, Alarm(shared.at(64), 0)) is Wait.NOT_EQUAL

@@ -1,4 +1,4 @@
-"""What a guest's wait and notify do: which of two time limits ends a wait, and how."""
+"""What a guest's wait and notify do: what ends a wait, and how."""
 
 from __future__ import annotations
 
@@ -10,27 +10,37 @@ from collections.abc import Iterator
 import pytest
 
 from shmwasm.addresses import OS_PAGE, NativeAddress
-from shmwasm.errors import CallTimeoutError
+from shmwasm.posix import futexes
+from shmwasm.posix.futexes import Alarm
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
+from shmwasm.worker.interrupting import InterruptedWaitError
 from shmwasm.worker.waiting import Waiting
 
 WOKEN, NOT_EQUAL, TIMED_OUT = 0, 1, 2
 FOR_EVER = -1
 MILLISECOND = 1_000_000
 HOUR = 3_600_000 * MILLISECOND
+INTERRUPTIBLE = pytest.mark.parametrize("interruptible", [False, True])
 WAITS = pytest.mark.parametrize("wait", ["wait32", "wait64"])
 
 
 class Guest:
-    """A page of shared memory, and the functions of a guest that sees it."""
+    """A page of shared memory, the functions of a guest that sees it, and a word that rings when its call is interrupted."""
 
     def __init__(self) -> None:
         self._segment = Segment.create(OS_PAGE, name_for_errors="page")
         self.mapping = map_anywhere(self._segment.descriptor, OS_PAGE, writable=True)
         self.start = self.mapping.address
-        self.deadline: float | None = None
-        self.functions = Waiting(deadline=lambda: self.deadline, overdue=lambda: CallTimeoutError(1, "wait", 2.0))
+        self.alarm: Alarm | None = None
+        self.functions = Waiting(lambda: self.alarm)
+
+    def allow_interrupting(self) -> None:
+        self.alarm = Alarm(NativeAddress(self.start + 2048), 0)
+
+    def interrupt(self) -> None:
+        struct.pack_into("<I", self.mapping.view, 2048, 1)
+        futexes.wake(NativeAddress(self.start + 2048))
 
     def close(self) -> None:
         self.mapping.close()
@@ -46,33 +56,54 @@ def guest() -> Iterator[Guest]:
 
 @WAITS
 def test_a_word_that_holds_something_else_is_not_waited_for(guest, wait):
-    guest.deadline = 0.0
+    assert getattr(guest.functions, wait)(guest.start, 5, FOR_EVER) == NOT_EQUAL
+    guest.allow_interrupting()
     assert getattr(guest.functions, wait)(guest.start, 5, FOR_EVER) == NOT_EQUAL
 
 
 @WAITS
-def test_the_guests_own_limit_ends_a_wait_as_timed_out(guest, wait):
-    guest.deadline = time.monotonic() + 3600
+@INTERRUPTIBLE
+def test_the_guests_own_limit_ends_a_wait_as_timed_out(guest, wait, interruptible):
+    if interruptible:
+        guest.allow_interrupting()
     assert getattr(guest.functions, wait)(guest.start, 0, MILLISECOND) == TIMED_OUT
     assert getattr(guest.functions, wait)(guest.start, 0, 0) == TIMED_OUT
-    guest.deadline = None
-    assert getattr(guest.functions, wait)(guest.start, 0, MILLISECOND) == TIMED_OUT
 
 
 @WAITS
 @pytest.mark.parametrize("own", [FOR_EVER, HOUR])
-@pytest.mark.parametrize("patience", [0.02, -1.0])
-def test_a_call_that_is_overdue_ends_a_wait_with_its_error(guest, wait, own, patience):
-    guest.deadline = time.monotonic() + patience
-    with pytest.raises(CallTimeoutError):
+def test_a_call_that_was_interrupted_before_does_not_wait(guest, wait, own):
+    guest.allow_interrupting()
+    guest.interrupt()
+    with pytest.raises(InterruptedWaitError):
         getattr(guest.functions, wait)(guest.start, 0, own)
-    assert time.monotonic() >= guest.deadline
 
 
 @WAITS
-@pytest.mark.parametrize(("own", "patience"), [(FOR_EVER, None), (HOUR, None), (FOR_EVER, 3600.0), (HOUR, 1800.0)])
-def test_notify_wakes_a_waiter_whatever_its_limits(guest, wait, own, patience):
-    guest.deadline = None if patience is None else time.monotonic() + patience
+@pytest.mark.parametrize("own", [FOR_EVER, HOUR])
+def test_an_interruption_ends_a_wait(guest, wait, own):
+    guest.allow_interrupting()
+    found = []
+
+    def run() -> None:
+        try:
+            found.append(getattr(guest.functions, wait)(guest.start, 0, own))
+        except InterruptedWaitError as ended:
+            found.append(ended)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    guest.interrupt()  # before it sleeps, or while it does
+    thread.join(20)
+    assert isinstance(found[0], InterruptedWaitError)
+
+
+@WAITS
+@INTERRUPTIBLE
+@pytest.mark.parametrize("own", [FOR_EVER, HOUR])
+def test_notify_wakes_a_waiter_whatever_its_limits(guest, wait, own, interruptible):
+    if interruptible:
+        guest.allow_interrupting()
     found = []
     thread = threading.Thread(
         target=lambda: found.append(getattr(guest.functions, wait)(NativeAddress(guest.start + 16), 0, own))
