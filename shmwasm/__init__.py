@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     __version__: str
     from shmwasm.client.blocks import Block
-    from shmwasm.client.heaps import SharedHeap
     from shmwasm.client.exports import BoundExport
+    from shmwasm.client.heaps import SharedHeap
     from shmwasm.client.instances import Instance
     from shmwasm.client.modules import Module, on_client
     from shmwasm.client.pools import InstancePool

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shmwasm.client.arguments import Value
-    from shmwasm.client.heaps import SharedHeap
     from shmwasm.client.exports import BoundExport
+    from shmwasm.client.heaps import SharedHeap
     from shmwasm.client.instances import Instance
     from shmwasm.client.modules import Imports, Module
     from shmwasm.posix.segments import Source
