@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing.spawn
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
 
@@ -125,13 +125,12 @@ class Module:
 
         Args:
             wasi: What WASI grants the guest.
-            memory_limit: Bytes that each of its memories may have at most.
+            memory_limit: Bytes that its memories may have together.
 
         Raises:
             ArgumentError: A memory has more from the beginning, or is shared and may grow beyond.
         """
-        if memory_limit is not None:
-            self._check_limit(memory_limit)
+        share = None if memory_limit is None else self._share_of(memory_limit)
         host_imports = [
             messages.HostImport(
                 module=module,
@@ -153,7 +152,7 @@ class Module:
             preparation=_preparation() if in_worker and self._uses_main() else b"",
             search_path=list(sys.path) if in_worker else [],
             working_directory=str(Path.cwd()) if in_worker or wasi is not None else "",
-            memory_limit=memory_limit,
+            memory_limit=share,
         )
 
     def close(self) -> None:
@@ -189,18 +188,19 @@ class Module:
             what = "function" if is_function else "global"
             raise errors.ModuleError(self.name, f"it imports no {what} {label}, which was given")
 
-    def _check_limit(self, limit: int) -> None:
-        for index, memory in enumerate(self.compiled.report.memories):
+    def _share_of(self, limit: int) -> int:
+        """Return how many bytes each memory may have, so that all have at most `limit` together: one number bounds them."""
+        memories = self.compiled.report.memories
+        share = _equal_share(limit, [memory.maximum for memory in memories])
+        given = f"a memory limit of {limit} bytes" + (len(memories) > 1) * f", {share} for each of {len(memories)} memories,"
+        for index, memory in enumerate(memories):
             which = f"memory {index} of {self.name!r}"
-            if memory.minimum > limit:
-                raise errors.ArgumentError(
-                    f"a memory limit of {limit} bytes is too low: {which} starts with {memory.minimum} bytes"
-                )
+            if memory.minimum > share:
+                raise errors.ArgumentError(f"{given} is too low: {which} starts with {memory.minimum} bytes")
             # What bounds the growth of the others does not see it: only its own maximum binds a shared memory.
-            if memory.shared and (memory.maximum is None or memory.maximum > limit):
-                raise errors.ArgumentError(
-                    f"a memory limit of {limit} bytes is too low: {which} is shared, and may grow to {memory.maximum} bytes"
-                )
+            if memory.shared and (memory.maximum is None or memory.maximum > share):
+                raise errors.ArgumentError(f"{given} is too low: {which} is shared, and may grow to {memory.maximum} bytes")
+        return share
 
     def _check_complete(self) -> None:
         """Check that all is there which cannot be made for the module."""
@@ -216,6 +216,18 @@ class Module:
                     raise errors.ModuleError(
                         self.name, f"it imports the tag {label}, and only functions and numbers can be given"
                     )
+
+
+def _equal_share(total: int, maxima: Sequence[int | None]) -> int:
+    """Return the most that each of some things may have if they have these maxima, and at most `total` together."""
+    rest = total
+    bounded = sorted(maximum for maximum in maxima if maximum is not None)
+    for index, maximum in enumerate(bounded):
+        share = rest // (len(maxima) - index)
+        if maximum > share:
+            return share
+        rest -= maximum
+    return rest // max(len(maxima) - len(bounded), 1) if len(bounded) < len(maxima) else total
 
 
 def _fuelled(kind: FunctionType) -> FunctionType:

@@ -238,12 +238,13 @@ class Runtime:
             shared_heap: The head of the chain to attach; None for nothing.
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that the instance may hold in all; 0 for no limit.
-            memory_limit: Bytes that each of the guest's own memories may have at most: `memory.grow` beyond answers -1.
+            memory_limit: Bytes that the guest's own memory may have at most: `memory.grow` beyond answers -1. Where there are
+                several memories, each may have an equal share of what the maxima of smaller ones leave.
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
 
         Raises:
-            ArgumentError: A memory of the module starts with more than `memory_limit`, or is shared and may grow beyond.
+            ArgumentError: The module starts with more memory than `memory_limit`, or it is shared and may grow beyond.
             InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
             AttachError: The chain cannot be attached to it.
         """
@@ -273,7 +274,7 @@ class Runtime:
             shared_heap: The head of the chain to attach; None for nothing.
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
-            memory_limit: Bytes that each memory of each guest may have at most.
+            memory_limit: Bytes that each guest's own memory may have at most.
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guests.
         """

@@ -21,9 +21,9 @@ LIMIT = 8 * WASM_PAGE
 pytestmark = pytest.mark.parametrize("kind", ["i32", "i64"])
 
 
-def test_no_memory_of_a_guest_grows_beyond_the_limit(shared_runtime: Runtime, kind: str) -> None:
+def test_no_memory_of_a_guest_grows_beyond_its_share_of_the_limit(shared_runtime: Runtime, kind: str) -> None:
     module = shared_runtime.load(GROWING.format(kind=kind))
-    with shared_runtime.spawn(module, memory_limit=LIMIT) as instance:
+    with shared_runtime.spawn(module, memory_limit=2 * LIMIT) as instance:
         assert instance.call("at_start") == -1
         assert instance.call("grow", 7) == 1
         instance.call("store", LIMIT - 1, 5)
@@ -39,7 +39,7 @@ def test_no_memory_of_a_guest_grows_beyond_the_limit(shared_runtime: Runtime, ki
 
 def test_an_attached_heap_is_no_part_of_the_limit(shared_runtime: Runtime, heap: SharedHeap, kind: str) -> None:
     module = shared_runtime.load(GROWING.format(kind=kind))
-    with shared_runtime.spawn(module, shared_heap=heap, memory_limit=LIMIT) as instance, heap.malloc(2 * LIMIT) as block:
+    with shared_runtime.spawn(module, shared_heap=heap, memory_limit=2 * LIMIT) as instance, heap.malloc(2 * LIMIT) as block:
         for _ in range(2):
             instance.call("fill", block, 7, block.size)
             assert set(block.view) == {7}
@@ -60,13 +60,23 @@ def test_a_limit_above_the_window_leaves_the_window_alone(shared_runtime: Runtim
 
 def test_modules_that_start_with_more_are_refused_by_name(shared_runtime: Runtime, kind: str) -> None:
     module = shared_runtime.load(GROWING.format(kind=kind), name="growing")
-    with pytest.raises(errors.ArgumentError, match=r"65537 bytes is too low: memory 1 of 'growing' starts with 131072 bytes"):
-        shared_runtime.spawn(module, memory_limit=WASM_PAGE + 1)
+    message = r"262142 bytes, 131071 for each of 2 memories, is too low: memory 1 of 'growing' starts with 131072 bytes"
+    with pytest.raises(errors.ArgumentError, match=message):
+        shared_runtime.spawn(module, memory_limit=4 * WASM_PAGE - 2)
     with pytest.raises(errors.ArgumentError, match=r"memory 0 of 'growing' starts with 65536 bytes"):
         shared_runtime.pool(module, size=1, memory_limit=0)
     for limit in (-1, 1.5, "all"):
         with pytest.raises(errors.ArgumentError, match="a memory limit in bytes"):
             shared_runtime.spawn(module, memory_limit=limit)  # type: ignore[arg-type]
+
+
+def test_what_the_maximum_of_one_memory_leaves_is_for_the_others(shared_runtime: Runtime, kind: str) -> None:
+    module = shared_runtime.load(GROWING.replace("1 100", "1 3").format(kind=kind))
+    with shared_runtime.spawn(module, memory_limit=3 * WASM_PAGE + LIMIT) as instance:
+        assert instance.call("grow", 3) == -1
+        assert instance.call("grow", 2) == 1
+        assert instance.call("grow_other", 7) == -1
+        assert instance.call("grow_other", 6) == 2
 
 
 def test_shared_memories_are_bound_by_their_own_maximum(shared_runtime: Runtime, kind: str) -> None:
