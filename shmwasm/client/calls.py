@@ -213,6 +213,15 @@ class RingCallPath:
         """Return whether the worker has taken a call that has not ended."""
         return call.sequence is not None and not call.done and self._ring.state(call.sequence) in _RUN
 
+    def reached(self, call: Call) -> int | None:
+        """Return how many calls of a batch had returned when the worker was lost; None if it was not what the worker ran."""
+        running = self._ring.running()
+        return running.progress if running is not None and running.sequence == call.sequence else None
+
+    def batch_buffer(self, index: int) -> memoryview:
+        """Return one of the ring's buffers for batches (see `ClientRing.batch_buffer`)."""
+        return self._ring.batch_buffer(index)
+
     def share_memory(self, answered: MemoryAnswered) -> None:
         """Ask for the guest's linear memory; it comes when the instance is between calls, or waits for a host function."""
         self._side.share_memory(answered)

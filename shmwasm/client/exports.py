@@ -56,16 +56,21 @@ class CallFuture(Future[Any]):
 
 
 class BoundExport:
-    """One exported function of one instance; call it like a function."""
+    """One exported function of one instance; call it like a function.
 
-    __slots__ = ("_address_of", "_barred", "_convert", "_function", "_instance", "_path", "_target", "name")
+    Attributes:
+        name: Its name.
+        target: What is called in the worker.
+    """
+
+    __slots__ = ("_address_of", "_barred", "_convert", "_function", "_instance", "_path", "name", "target")
 
     def __init__(self, instance: Instance, path: RingCallPath, name: str, barred: set[int]) -> None:
         self._instance = instance
         self._path = path
         self._convert = converters(instance, name)
-        self._target = path.target(name)
-        self._function = path.function(self._target, self._convert)
+        self.target = path.target(name)
+        self._function = path.function(self.target, self._convert)
         self._address_of = instance.address_of
         self._barred = barred
         self.name = name
@@ -75,7 +80,7 @@ class BoundExport:
         if get_ident() in self._barred:
             self._instance.check_may_wait()
         if timeout is not None or fuel is not None:
-            return self._path.call(self._target, self.numbers(arguments, fuel), new_clock(timeout))
+            return self._path.call(self.target, self.numbers(arguments, fuel), new_clock(timeout))
         for one in arguments:
             if type(one) not in _PLAIN:
                 address_of = self._address_of
@@ -85,7 +90,7 @@ class BoundExport:
     def submit(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None, wait: bool = True) -> Future[Any]:
         """Start a call and return its future; takes and raises what `Instance.submit` does."""
         future = CallFuture(self._path)
-        future.call = Call(self._target, self.numbers(arguments, fuel), new_clock(timeout), future.end)
+        future.call = Call(self.target, self.numbers(arguments, fuel), new_clock(timeout), future.end)
         self._instance.require_open()
         if not checks.flag(wait, "wait"):
             self._path.start(future.call, "raise")
@@ -110,7 +115,7 @@ class BoundExport:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(_settle, waiter, results, error)
 
-        call = Call(self._target, self.numbers(arguments, fuel), new_clock(timeout), ended)
+        call = Call(self.target, self.numbers(arguments, fuel), new_clock(timeout), ended)
         self._instance.require_open()
         try:
             self._path.start(call)
@@ -146,7 +151,7 @@ class MeteredExport(BoundExport):
         usual = checks.amount_of_fuel(instance.fuel)
         self._plain = plain = self._convert
         self._convert = lambda arguments: [*plain(arguments), usual]
-        function = path.function(self._target, lambda given: [*plain(given[:-1]), given[-1]])
+        function = path.function(self.target, lambda given: [*plain(given[:-1]), given[-1]])
         self._function = lambda *arguments: function(*arguments, usual)
 
     def numbers(self, arguments: Sequence[Value], fuel: int | None) -> list[Number]:

@@ -76,6 +76,7 @@ class Instance:
         self._channel = channel
         self.when_gone: Callable[[], None] | None = None
         self._gone = threading.Event()
+        self._exited = False
         self._closed = False
         self._memory: Mapping | None = None
         self._bases = self._attached_heaps()
@@ -95,7 +96,12 @@ class Instance:
     @property
     def alive(self) -> bool:
         """Whether the worker process is there, as far as this process has been told."""
-        return not self._gone.is_set() and not self._closed
+        return not self._exited and not self._closed
+
+    @property
+    def path(self) -> RingCallPath:
+        """How calls reach it."""
+        return self._path
 
     @property
     def shared_heap(self) -> SharedHeap | None:
@@ -263,8 +269,9 @@ class Instance:
         def build(running: str | None) -> errors.WorkerLostError:
             return errors.WorkerLostError(self.number, self.pid, exit_signal, exit_code, running)
 
-        self._gone.set()
+        self._exited = True
         self._path.lose(build)
+        self._gone.set()  # whoever waits for it may release the path
         if self.when_gone is not None:
             self.when_gone()
 

@@ -1,263 +1,326 @@
-"""A pool of instances of one module, as an executor.
-
-Each instance is given one call at a time; the others wait in one queue for all, so that a slow call holds nobody up. An instance
-whose worker dies is replaced: its running call fails with `WorkerLostError`, the waiting ones never notice.
-
-Locking: `_lock` guards the queue and the sets of instances. Futures are completed outside of it, as their callbacks may submit
-more.
-"""
+"""A pool of instances of one module, as an executor."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, wait
+from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
-from shmwasm.client.connection import complete
+from shmwasm.client.columns import Source
+from shmwasm.client.connection import Receiver
 from shmwasm.client.instances import Instance
+from shmwasm.client.mapping import Mapping, Wishes
+from shmwasm.client.modules import Module
+from shmwasm.client.outputs import Output
+from shmwasm.client.pool_dispatch import Dispatcher, Spawn
+from shmwasm.client.pool_life import PoolOptions
+from shmwasm.client.pool_lines import Job, Request
+from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.core import layout
+from shmwasm.core.requests import CELL
+from shmwasm.engine.modules import FunctionType
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A call that waits for an instance, or runs on one."""
+class PoolFuture(Future[Any]):
+    """The future of a call of a pool; `cancel` succeeds until an instance has begun it."""
 
-    export: str
-    arguments: tuple[Value, ...]
-    timeout: float | None
-    future: Future[Any]
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self.job: Job
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not begun; return whether it is cancelled."""
+        if self.done() or not self._dispatcher.withdraw(self.job):
+            return self.cancelled()
+        return super().cancel() and not self.set_running_or_notify_cancel()
 
 
 class InstancePool(Executor):
     """Instances of one module, each in its own worker process; made by `Runtime.pool`.
 
-    An executor whose functions are the guest's: `submit` and `map` take an export's name.
+    An executor whose functions are the guest's: `submit` and `map` take an export's name. Several threads and event loops may use
+    it at once. Callbacks of its futures run in a thread that all calls share, and must neither block nor wait for a call; they
+    may submit more.
 
     Args:
+        module: The module.
         instances: The first instances.
         spawn: Begins to make one more.
-        check_may_block: Raises where waiting would be for ever: in the callback of a future.
+        options: How it is to be.
+        receiver: The thread that completes futures.
         forget: Called once the pool has ended.
     """
 
     def __init__(
         self,
+        module: Module,
         instances: list[Instance],
         *,
-        spawn: Callable[[], Future[Instance]],
-        check_may_block: Callable[[], None],
+        spawn: Spawn,
+        options: PoolOptions,
+        receiver: Receiver,
         forget: Callable[[InstancePool], None],
     ) -> None:
-        self._spawn = spawn
-        self._check_may_block = check_may_block
+        self._module = module
+        self._options = options
+        self._receiver = receiver
         self._forget = forget
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._queue: deque[_Work] = deque()
-        self._idle: list[Instance] = []
-        self._busy: dict[Instance, _Work] = {}
-        self._starting = 0
-        self._size = len(instances)
-        self._start_failure: BaseException | None = None
-        self._shut = False
         self._released = False
-        for instance in instances:
-            self._adopt(instance)
+        self._dispatcher = Dispatcher(self.__repr__, instances, spawn, options, receiver)
 
     @property
     def size(self) -> int:
-        """How many instances the pool keeps."""
-        return self._size
+        """How many instances the pool keeps: of a pool that grows and shrinks, how many there are now, or soon."""
+        return self._dispatcher.size
 
     @property
     def instances(self) -> list[Instance]:
         """The instances that are there now; one that was just lost is missing until it is replaced."""
-        with self._lock:
-            return [*self._idle, *self._busy]
+        return self._dispatcher.instances
 
-    def submit(self, fn: str, /, *args: Value, timeout: float | None = None) -> Future[Any]:  # type: ignore[override]
+    def statistics(self) -> PoolStatistics:
+        """Return what the pool did so far, and what it has now."""
+        return self._dispatcher.statistics()
+
+    def submit(self, fn: str, /, *args: Value, timeout: float | None = None, fuel: int | None = None) -> Future[Any]:  # type: ignore[override]
         """Call the export `fn` on some instance; return the future of its result, which ends as `Instance.call` does.
 
         Args:
             fn: The exported function's name.
             args: Its arguments, as `Instance.call` takes them.
-            timeout: Seconds that the call may run, not counting the time in the queue.
+            timeout: Seconds that the call may run, not counting the time in the queue; by default the pool's.
+            fuel: Units of fuel that it may use, if the module is metered; by default the pool's.
 
         Raises:
             ClosedError: The pool was shut down.
         """
-        work = _Work(fn, args, timeout, Future())
-        with self._lock:
-            if self._shut:
-                raise errors.ClosedError(repr(self), "was shut down")
-            self._queue.append(work)
-            self._start_failure = None
-        self._dispatch()
-        return work.future
+        job = self._job(fn, args, timeout, fuel)
+        self._dispatcher.submit(job)
+        return job.future
+
+    def submit_to_all(self, fn: str, /, *args: Value, timeout: float | None = None, fuel: int | None = None) -> list[Future[Any]]:
+        """Call the export `fn` once on each instance that is there now; return the futures of the results.
+
+        Instances that come later, also in place of these, are not called: what each one needs is for `init`. The future of an
+        instance that is lost before its call has begun ends with `WorkerLostError`. Takes and raises what `submit` does.
+        """
+
+        def make() -> Job:
+            job = self._job(fn, args, timeout, fuel)
+            job.only_there = True
+            return job
+
+        return [job.future for job in self._dispatcher.submit_to_all(make)]
+
+    def broadcast(self, fn: str, /, *args: Value, timeout: float | None = None, fuel: int | None = None) -> list[Any]:
+        """Call the export `fn` once on each instance that is there now, and wait; return the results.
+
+        Raises:
+            ShmwasmError: What the first of the calls raised that did not return. All of them have ended.
+        """
+        self._receiver.check_may_block()
+        futures = self.submit_to_all(fn, *args, timeout=timeout, fuel=fuel)
+        wait(futures)
+        return [future.result() for future in futures]
+
+    async def call_async(
+        self,
+        fn: str,
+        /,
+        *args: Value,
+        timeout: float | None = None,  # noqa: ASYNC109  for the call, not for the await
+        fuel: int | None = None,
+    ) -> Any:
+        """Call the export `fn` on some instance, and await its result; takes and raises what `submit` does.
+
+        If the task is cancelled, so is the call if it has not begun; otherwise it is interrupted.
+        """
+        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
+
+        job = self._job(fn, args, timeout, fuel)
+        self._dispatcher.submit(job)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            if not job.future.cancel():
+                self._dispatcher.interrupt(job)
+            raise
 
     def map(  # type: ignore[override]
-        self, fn: str, *iterables: Iterable[Value], timeout: float | None = None, chunksize: int = 1
-    ) -> Iterator[Any]:
-        """Call the export `fn` once for each tuple of arguments; yield the results in order.
+        self,
+        fn: str,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        call_timeout: float | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+        out: Any = None,
+    ) -> Any:
+        """Call the export `fn` once for each tuple of arguments; return an iterator over the results, in order.
+
+        The calls start at once, and go to the instances in lots, whose sizes follow from how long the calls take; so what follows
+        a slow call may wait for it. Arguments that are numpy arrays, or lists, tuples or ranges of plain numbers, are packed
+        without Python for each call. An array must not be changed until the results are there.
+
+        The first call that fails ends the map: the error is raised when its turn comes, after the results before it. What is
+        after it and has not begun by then is dropped, as it is where the iterator is closed.
 
         Args:
             fn: The exported function's name.
-            iterables: One for each parameter; the shortest ends the calls. They are read at once.
+            iterables: One for each parameter; the shortest ends the calls. A structured array stands for as many parameters as it
+                has fields. Lists, tuples, ranges and arrays are run to their ends whether or not somebody takes the results (up
+                to 2 million calls ahead). Whatever else there is is read as the results are taken, in the same thread.
             timeout: Seconds to wait for all results, counted from now.
-            chunksize: Has no effect: calls are not sent in chunks.
+            chunksize: How many calls a lot has at most. With 1 no call waits for another of its lot.
+            buffersize: How many calls may run ahead of the results that were taken.
+            call_timeout: Seconds that each call may run; by default the pool's. With a limit the calls go to the instances
+                singly.
+            ordered: Whether the results come in order. Otherwise they come as the calls end.
+            return_exceptions: Whether errors are given in the place of results, and all calls run, whatever fails.
+            progress: Called, in the thread that takes the results, with how many calls have ended, and how many there are or None
+                if nobody knows yet, whenever that has changed.
+            out: A numpy array for the results, of one dimension, with a field for each result if there are several. Then this
+                waits until all are in, and returns the array, or the part of it that was filled. Of iterables whose number nobody
+                knows as many are called as there is room for.
 
         Raises:
-            ArgumentError: `timeout` is no number of seconds.
+            ArgumentError: An option cannot be; the message names it.
+            ClosedError: The pool was shut down.
             TimeoutError: A result was not there in time.
         """
-        if timeout is not None:
-            timeout = checks.seconds(timeout, "a time limit")
-        return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)  # type: ignore[arg-type]
+        source = Source(iterables)
+        kind = self._kind(fn)
+        wishes = self._wishes(timeout, chunksize, buffersize, call_timeout, kind)
+        wishes.ordered = checks.flag(ordered, "ordered")
+        wishes.return_exceptions = checks.flag(return_exceptions, "return_exceptions")
+        if progress is not None and not callable(progress):
+            raise errors.ArgumentError(f"progress must be a function, not {errors.shown(progress)}")
+        wishes.progress = progress
+        if out is not None:
+            self._receiver.check_may_block()
+            wishes.output = self._output(out, fn, wishes, source.total)
+        mapping = Mapping(
+            fn,
+            source,
+            wishes,
+            instances=lambda: self._dispatcher.usable,
+            more=self._dispatcher.go_on,
+            check_may_block=self._receiver.check_may_block,
+        )
+        self._dispatcher.go_on(mapping)
+        mapping.feed()
+        if wishes.output is None:
+            return mapping.results()
+        count = mapping.fill()
+        return out if count == len(out) else out[:count]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature
         """Take no more calls, and end the instances when those under way are done. Twice is fine.
 
+        Maps whose arguments must be asked for, or whose results are too far behind, end where they are: whoever takes their
+        results gets those that there are, and then `ClosedError`.
+
         Args:
             wait: Whether to return only when every instance is gone.
-            cancel_futures: Whether to cancel the calls that still wait.
+            cancel_futures: Whether to cancel the calls that have not begun.
 
         Raises:
             UnsupportedError: It would wait in a future's callback. Nothing changed.
         """
         if wait:
-            self._check_may_block()
-        with self._lock:
-            self._shut = True
-            cancelled = list(self._queue) if cancel_futures else []
-            if cancel_futures:
-                self._queue.clear()
-        for work in cancelled:
-            work.future.cancel()
+            self._receiver.check_may_block()
+        self._dispatcher.shut(cancel=cancel_futures)
         if wait:
             self._finish()
         else:
-            threading.Thread(target=self._finish, name="shmwasm-pool-shutdown", daemon=True).start()
+            self._finish_later()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> bool | None:
         self.shutdown(wait=True, cancel_futures=kind is not None)
         return None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
+
+        self._dispatcher.shut(cancel=kind is not None)
+        await asyncio.wrap_future(self._finish_later())
+
     def __repr__(self) -> str:
-        return f"<pool of {self._size} instances>"
+        return f"<pool of {self._options.least} instances>"
 
     def abort(self) -> None:
-        """Take no more calls and fail the waiting ones: the runtime closes."""
-        with self._lock:
-            self._shut = True
-            waiting = list(self._queue)
-            self._queue.clear()
-            self._changed.notify_all()
-        for work in waiting:
-            work.future.cancel()
+        """Take no more calls and cancel the waiting ones: the runtime closes."""
+        self._dispatcher.abort()
+
+    def _finish_later(self) -> Future[None]:
+        """End the pool in a thread of its own; return the future of that."""
+        finished: Future[None] = Future()
+
+        def finish() -> None:
+            try:
+                self._finish()
+            finally:
+                finished.set_result(None)
+
+        threading.Thread(target=finish, name="shmwasm-pool-shutdown", daemon=True).start()
+        return finished
 
     def _finish(self) -> None:
-        with self._lock:
-            self._changed.wait_for(lambda: not self._queue and not self._busy and not self._starting)
-            instances, self._idle = self._idle, []
-            released, self._released = self._released, True
-        for instance in instances:
+        for instance in self._dispatcher.wait_done():
             instance.close()
+        released, self._released = self._released, True
         if not released:
             self._forget(self)
 
-    def _dispatch(self) -> None:
-        """Give waiting calls to idle instances, and have lost instances replaced, as far as possible."""
-        while True:
-            with self._lock:
-                lost = [instance for instance in self._idle if not instance.alive]
-                self._idle = [instance for instance in self._idle if instance.alive]
-                missing = self._missing()
-                self._starting += missing
-                assigned = self._assign()
-                failure, failed = self._start_failure, self._take_hopeless()
-                self._changed.notify_all()
-            for work in failed:
-                if work.future.set_running_or_notify_cancel():
-                    complete(work.future, None, failure)
-            for instance in lost:
-                instance.discard()
-            for _ in range(missing):
-                self._start()
-            if assigned is None:
-                return
-            self._run(*assigned)
+    def _job(self, fn: str, args: tuple[Value, ...], timeout: float | None, fuel: int | None) -> Job:
+        future = PoolFuture(self._dispatcher)
+        future.job = Job(Request(fn, args, self._options.timeout if timeout is None else timeout, fuel), future)
+        return future.job
 
-    def _missing(self) -> int:
-        """Return how many instances to start now. The lock is held."""
-        if self._start_failure is not None or (self._shut and not self._queue):
-            return 0
-        return self._size - len(self._idle) - len(self._busy) - self._starting
+    def _kind(self, fn: object) -> FunctionType | None:
+        """Return the type of an export; None for one that there is not, which is the error of each of its calls."""
+        return self._module.signatures.get(fn) if isinstance(fn, str) else None
 
-    def _take_hopeless(self) -> list[_Work]:
-        """Take the calls for which no instance is there, nor will be. The lock is held."""
-        if self._start_failure is None or self._idle or self._busy or self._starting:
-            return []
-        hopeless = list(self._queue)
-        self._queue.clear()
-        return hopeless
+    def _wishes(
+        self,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        call_timeout: float | None,
+        kind: FunctionType | None,
+    ) -> Wishes:
+        columns = 1 if kind is None else max(len(kind.parameters), len(kind.results), 1)
+        largest = 1 if kind is None else layout.RING_BATCH_SIZE // (CELL * columns)
+        if chunksize is not None:
+            largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
+        limit = checks.time_limit(call_timeout) or self._options.timeout
+        return Wishes(
+            timeout=limit,
+            deadline=None if timeout is None else time.monotonic() + checks.seconds(timeout, "a time limit"),
+            largest=1 if limit else largest,
+            buffer=None if buffersize is None else checks.whole_number(buffersize, "buffersize", low=1),
+            results=() if kind is None else kind.results,
+        )
 
-    def _assign(self) -> tuple[Instance, _Work] | None:
-        """Take the next call that still waits and an idle instance for it. The lock is held."""
-        while self._queue and self._idle:
-            work = self._queue.popleft()
-            if work.future.set_running_or_notify_cancel():
-                instance = self._idle.pop()
-                self._busy[instance] = work
-                return instance, work
-        return None
-
-    def _start(self) -> None:
-        """Begin to make an instance, which `_missing` has counted."""
-        try:
-            starting = self._spawn()
-        except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
-            starting = Future()
-            starting.set_exception(error)
-        starting.add_done_callback(self._started)
-
-    def _run(self, instance: Instance, work: _Work) -> None:
-        try:
-            running = instance.submit(work.export, *work.arguments, timeout=work.timeout)
-        except Exception as error:  # noqa: BLE001  whatever it is belongs to the future
-            self._return(instance)
-            complete(work.future, None, error)
-            return
-        running.add_done_callback(lambda done: self._ended(instance, work, done))
-
-    def _ended(self, instance: Instance, work: _Work, done: Future[Any]) -> None:
-        self._return(instance)
-        error = done.exception()
-        complete(work.future, None if error is not None else done.result(), error)
-        self._dispatch()
-
-    def _return(self, instance: Instance) -> None:
-        with self._lock:
-            del self._busy[instance]
-            self._idle.append(instance)
-
-    def _started(self, spawned: Future[Instance]) -> None:
-        error = spawned.exception()
-        with self._lock:
-            self._starting -= 1
-            # After a failure nothing is started until somebody submits again: a module that cannot start must not spin.
-            self._start_failure = error
-            if error is None:
-                self._adopt(spawned.result())
-        self._dispatch()
-
-    def _adopt(self, instance: Instance) -> None:
-        self._idle.append(instance)
-        instance.when_gone = self._dispatch
+    def _output(self, out: object, fn: str, wishes: Wishes, total: int | None) -> Output:
+        if wishes.return_exceptions:
+            raise errors.ArgumentError("out has no room for errors: it cannot be given together with return_exceptions")
+        output = Output(out, fn, wishes.results)
+        if total is not None and total != output.room:
+            raise errors.ArgumentError(f"out has room for {output.room} results, and there are {total} calls")
+        return output

@@ -21,6 +21,8 @@ from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
 from shmwasm.client.instances import Instance
 from shmwasm.client.modules import Imports, Module
+from shmwasm.client.pool_life import OnTrap, pool_options
+from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
@@ -31,9 +33,6 @@ from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-LARGEST_POOL = 4096
-"""The most instances of a pool: each is a process."""
 
 ENDING_PATIENCE = 1.0
 """Seconds that a close waits for the private coordinator to end. It goes on while another process, such as one that unpickled a
@@ -259,38 +258,72 @@ class Runtime:
         module: Module,
         *,
         size: int | None = None,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        idle_timeout: float | None = 30.0,
         shared_heap: SharedHeap | None = None,
         read_only: bool = False,
         quota: int = 0,
         memory_limit: int | None = None,
         fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
+        timeout: float | None = None,
+        on_trap: OnTrap = "keep",
+        recycle_after: int | None = None,
+        init: str | tuple[Any, ...] | None = None,
     ) -> InstancePool:
-        """Make a pool of instances, all alike; the arguments are those of `spawn`.
+        """Make a pool of instances, all alike.
 
         Args:
             module: What `load` returned.
             size: How many instances; by default as many as this process may use processors.
+            min_size: Instead of `size`: how many instances there are at least; 0 is possible, and 1 the default with `max_size`.
+            max_size: How many there are at most, while calls have to wait; by default as many as processors.
+            idle_timeout: Seconds after which an instance beyond `min_size` that has nothing to do is let go; None for never.
             shared_heap: The head of the chain to attach; None for nothing.
             read_only: Attach it so that stores trap.
             quota: Bytes of managed heaps that each instance may hold in all; 0 for no limit.
             memory_limit: Bytes that each guest's own memory may have at most.
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guests.
+            timeout: Seconds that each call may run that says nothing else; None for no limit.
+            on_trap: What becomes of an instance that trapped or was interrupted: "keep" it, its private memory as that left it,
+                or "replace" it by a new one before anything else is called.
+            recycle_after: How many calls an instance runs before it is replaced by a new one; None for no limit.
+            init: An export to be called once on each new instance before anything else, or a tuple of its name and its arguments.
+
+        Raises:
+            ArgumentError: The options do not fit together.
+            InstantiationError: See `spawn`; also whatever the call of `init` raised.
         """
         self._receiver.check_may_block()
-        usable = len(os.sched_getaffinity(0))
-        count = usable if size is None else checks.whole_number(size, "a pool's size", low=1, high=LARGEST_POOL)
+        options = pool_options(
+            size=size,
+            min_size=min_size,
+            max_size=max_size,
+            usable=len(os.sched_getaffinity(0)),
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            recycle_after=recycle_after,
+            on_trap=on_trap,
+            init=init,
+        )
 
         def spawn() -> Future[Instance]:
-            return self._begin_spawn(
-                module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+            return prepared(
+                self._begin_spawn(
+                    module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+                ),
+                options,
             )
 
+        self._check_module(module)
         pool = InstancePool(
-            _await_instances(spawn() for _ in range(count)),
+            module,
+            _await_instances(spawn() for _ in range(options.least)),
             spawn=spawn,
-            check_may_block=self._receiver.check_may_block,
+            options=options,
+            receiver=self._receiver,
             forget=self._pools.discard,
         )
         self._pools.add(pool)
@@ -384,11 +417,7 @@ class Runtime:
         memory_limit: int | None,
         fuel: int | None,
     ) -> Future[Instance]:
-        self._require_open()
-        if not isinstance(module, Module):
-            raise errors.ArgumentError(f"{errors.shown(module)} is not a module")
-        if module not in self._modules:
-            raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
+        self._check_module(module)
         checks.flag(read_only, "read_only")
         allowed = checks.whole_number(quota, "a quota of bytes")
         chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
@@ -426,6 +455,13 @@ class Runtime:
             then=finish,
         )
         return spawned
+
+    def _check_module(self, module: Module) -> None:
+        self._require_open()
+        if not isinstance(module, Module):
+            raise errors.ArgumentError(f"{errors.shown(module)} is not a module")
+        if module not in self._modules:
+            raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
 
     def _add_instance(
         self, spawned: messages.Spawned, descriptor: int, module: Module, shared_heap: SharedHeap | None, fuel: int | None

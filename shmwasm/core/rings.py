@@ -330,10 +330,12 @@ class RunningCall(NamedTuple):
     flags: int
     calls: int
     """How many calls a batch has; 0 for a single call."""
+    progress: int = 0
+    """How many of a batch have returned."""
 
 
 def _call_in(words: memoryview) -> RunningCall:
-    return RunningCall(words[2], words[3], words[4], words[6])
+    return RunningCall(words[2], words[3], words[4], words[6], words[7])
 
 
 class WorkerRing:

@@ -53,7 +53,7 @@ def test_a_dead_worker_is_replaced_and_fails_only_its_own_call(shared_runtime: R
         others = [pool.submit("add", number, 1) for number in range(20)]
         assert [future.result() for future in others] == [number + 1 for number in range(20)]
         before = {instance.pid for instance in pool.instances}
-        busy = next(instance for instance in pool.instances if instance in pool._busy)
+        busy = next(instance for instance in pool.instances if instance in pool._dispatcher.busy)
         os.kill(busy.pid, signal.SIGKILL)
         with pytest.raises(errors.WorkerLostError):
             victim.result(timeout=30)
