@@ -133,8 +133,8 @@ class Launcher:
         if self._problem is not None:
             raise UnsupportedError("running instances on this machine", self._problem)
         module = self._modules.load(message.plan.module_key, *descriptors[:2])
-        # A link for each thread, and two of every directory's. (What the launcher writes to between two forks, were it only to count
-        # references, the older worker then has alone: a Path here would cost each worker 120 KiB.)
+        # A link for each thread, and two of every directory's. (What the launcher writes to between two forks, were it only to
+        # count references, the older worker then has alone: a Path here would cost each worker 120 KiB.)
         threads = os.stat("/proc/self/task").st_nlink - 2  # noqa: PTH116
         if threads != 1:
             raise UnsupportedError("forking a worker", f"the launcher has {threads} threads, and a fork is safe only from one")
