@@ -194,7 +194,7 @@ class RingCallPath:
             self._receiver.mind(self, time.monotonic() + (ROOM_STEP if call.clock is None else call.clock.limit / 8))
 
     def cancel(self, call: Call) -> bool:
-        """Cancel a call unless it has begun; return whether it will not begin."""
+        """Cancel a call unless it has begun; return whether it will not begin. One that found no room yet is just forgotten."""
         with self._lock:
             if call.sequence is None:
                 with contextlib.suppress(ValueError):
