@@ -126,6 +126,17 @@ def test_calls_that_say_nothing_may_use_what_the_instance_was_given(shared_runti
         assert list(pool.map("add", [1, 2, 3], [0.5, 1.5, 2.5])) == [[1.5, 2], [2.5, 3], [3.5, 4]]
         with pytest.raises(errors.FuelExhaustedError):
             list(pool.map("count", [10, 10, 1000, 10]))
+        with pytest.raises(errors.FuelExhaustedError, match="its 100 units"):
+            pool.submit("count", 1000, fuel=100).result()
+        assert pool.submit("count", 1000, fuel=100_000).result() is None
+
+
+def test_a_map_of_many_calls_gives_each_its_fuel(shared_runtime: Runtime) -> None:
+    count = 70_000  # more than a batch has room for
+    with shared_runtime.pool(shared_runtime.load(WORKING, metered=True), size=1, fuel=100) as pool:
+        assert list(pool.map("add", range(count), [0.5] * count)) == [[1.5, number + 1] for number in range(count)]
+        outcomes = list(pool.map("count", [1, 1000] * 50, return_exceptions=True))
+    assert [type(one) for one in outcomes] == [type(None), errors.FuelExhaustedError] * 50
 
 
 def test_fuel_for_a_module_that_is_not_metered_is_refused_by_name(shared_runtime: Runtime, instance: Instance) -> None:
