@@ -26,6 +26,7 @@ from benchmarks import (
 )
 from benchmarks.context import Context
 from benchmarks.machine import facts
+from benchmarks.measuring import elapsed
 from benchmarks.page import as_text, write_page
 from benchmarks.reporting import as_json, table
 from benchmarks.rows import Row
@@ -66,12 +67,13 @@ def main(only: tuple[str, ...], output: Path | None, page: Path | None, *, quick
     console.width = max(console.width, WIDTH)
     before = facts()
     measured: list[Row] = []
+    seconds = {}
     for topic in only or TOPICS:
         with console.status(f"measuring: {topic}"):
-            measured += TOPICS[topic](Context(quick=quick))
+            seconds[topic] = elapsed(lambda topic=topic: measured.extend(TOPICS[topic](Context(quick=quick))))  # type: ignore[misc]
     console.print(table(measured))
     rows = [as_json(row) for row in measured]
-    results = {"machine": before, "load_average_after": os.getloadavg(), "quick": quick, "rows": rows}
+    results = {"machine": before, "load_average_after": os.getloadavg(), "quick": quick, "seconds": seconds, "rows": rows}
     if output is not None:
         output.write_text(as_text(results))
     if page is not None:

@@ -20,7 +20,6 @@ CURVE: Final = "call with a payload"
 SIZES: Final = {"0 B": 0, "1 KiB": 1 << 10, "64 KiB": 64 << 10, "1 MiB": MIB, "16 MiB": 16 * MIB, "64 MiB": 64 * MIB}
 OUR_CALLS: Final = 10_000
 MOST_CALLS: Final = 2_000
-CALLS_TO_ESTIMATE: Final = 3
 SECONDS: Final = 0.1
 """How long each peer calls in a round, if one call does not take longer."""
 
@@ -65,8 +64,8 @@ def _subject(context: Context, call: Callable[[], int], array: Bytes, *, times: 
         if result != expected:
             raise ValueError(f"the ends of {array.size} bytes add up to {expected}, not {result}")
 
-    expected_time = min(elapsed(check) for _ in range(CALLS_TO_ESTIMATE))
-    number = times or round(min(max(context.scaled(100) / 100 * SECONDS / expected_time, 1), MOST_CALLS))
+    check()  # the first is slow
+    number = times or round(min(max(context.scaled(100) / 100 * SECONDS / elapsed(check), 1), MOST_CALLS))
 
     def measure() -> float:
         taken = round_trips(call, number)
