@@ -82,8 +82,8 @@ class KillWorker(Struct, frozen=True):
 class ForkWorker(Struct, frozen=True):
     """Have the launcher fork a worker, which gets a new control channel and a new call channel.
 
-    The compiled module and its dispatcher are the descriptors that came with the message now handled; `descriptors` are those of the
-    grants.
+    The compiled module and its dispatcher are the descriptors that came with the message now handled; `descriptors` are those of
+    the grants.
     A failure is reported as the launcher's `ForkFailed`.
     """
 

@@ -33,7 +33,7 @@ import errno
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -131,8 +131,7 @@ def wait32(address: NativeAddress, expected: int, deadline: int | None = None, a
         UnsupportedError: The kernel refuses to wait there.
     """
     if alarm is not None:
-        expected &= 0xFFFF_FFFF
-        return _wait_for_any([_Waiter(expected, address, _FUTEX2_SIZE_U32, 0)], _load32, address, expected, deadline, alarm)
+        return _wait_for_any(32, address, expected, deadline, alarm)
     limit = _timespec(deadline)
     while True:
         if _futex_wait(_SYS_FUTEX, address, _FUTEX_WAIT_BITSET, expected & 0xFFFF_FFFF, limit, None, _ANY_BIT) == 0:
@@ -144,12 +143,7 @@ def wait32(address: NativeAddress, expected: int, deadline: int | None = None, a
 
 def wait64(address: NativeAddress, expected: int, deadline: int | None = None, alarm: Alarm | None = None) -> Wait:
     """Sleep until woken, unless the 64-bit word at `address`, a multiple of 8, does not hold `expected`; else as `wait32`."""
-    expected &= (1 << 64) - 1
-    waiters = [
-        _Waiter(expected & 0xFFFF_FFFF, address, _FUTEX2_SIZE_U32, 0),
-        _Waiter(expected >> 32, address + 4, _FUTEX2_SIZE_U32 | _FUTEX2_PRIVATE, 0),
-    ]
-    return _wait_for_any(waiters, _load64, address, expected, deadline, alarm)
+    return _wait_for_any(64, address, expected, deadline, alarm)
 
 
 def wake(address: NativeAddress, count: int = MOST_WAKES) -> int:
@@ -166,17 +160,17 @@ def wake(address: NativeAddress, count: int = MOST_WAKES) -> int:
     return woken
 
 
-def _wait_for_any(
-    waiters: Sequence[_Waiter],
-    load: Callable[[NativeAddress], int],
-    address: NativeAddress,
-    expected: int,
-    deadline: int | None,
-    alarm: Alarm | None,
-) -> Wait:
-    """Sleep at several words at once, of which `address` is the one that is waited for."""
-    given = [*waiters, *([] if alarm is None else [_Waiter(alarm.expected, alarm.address, _FUTEX2_SIZE_U32, 0)])]
-    queued = (_Waiter * len(given))(*given)
+def _wait_for_any(bits: int, address: NativeAddress, expected: int, deadline: int | None, alarm: Alarm | None) -> Wait:
+    """Sleep at the word of so many bits at `address`, and at the alarm's if there is one."""
+    load = _load32 if bits == 32 else _load64
+    expected &= (1 << bits) - 1
+    waiters = [_Waiter(expected & 0xFFFF_FFFF, address, _FUTEX2_SIZE_U32, 0)]
+    if bits == 64:
+        waiters.append(_Waiter(expected >> 32, address + 4, _FUTEX2_SIZE_U32 | _FUTEX2_PRIVATE, 0))
+    words = len(waiters)
+    if alarm is not None:
+        waiters.append(_Waiter(alarm.expected, alarm.address, _FUTEX2_SIZE_U32, 0))
+    queued = (_Waiter * len(waiters))(*waiters)
     limit = _timespec(deadline)
     while True:
         if _rang(alarm):
@@ -185,7 +179,7 @@ def _wait_for_any(
             return Wait.NOT_EQUAL
         woken = _futex_waitv(_SYS_FUTEX_WAITV, queued, len(queued), 0, limit, _CLOCK_MONOTONIC)
         if woken >= 0:
-            return Wait.WOKEN if woken < len(waiters) else Wait.ALARMED
+            return Wait.WOKEN if woken < words else Wait.ALARMED
         failure = ctypes.get_errno()
         if failure in {errno.ENOSYS, errno.EPERM}:
             return _wait_in_steps(load, address, expected, deadline, alarm)
@@ -203,7 +197,7 @@ def _wait_in_steps(
     deadline: int | None = None,
     alarm: Alarm | None = None,
 ) -> Wait:
-    """Do what `_wait_for_any` does, on a kernel without futex_waitv: what no wake announced in time ends the wait a step later."""
+    """Do what `_wait_for_any` does, on a kernel without futex_waitv: what no wake announced in time ends it a step later."""
     ended = Wait.NOT_EQUAL
     while load(address) == expected:
         if _rang(alarm):

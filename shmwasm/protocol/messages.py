@@ -521,9 +521,9 @@ CoordinatorToWorker = MapChain | UnmapChain | Leased | Recall | Alive | Stop
 class OpenRing(Message, frozen=True):
     """The first message of all: where calls are made from now on.
 
-    Descriptors: the segment of the call ring (see `core/ring.h`), and three eventfds: the *doorbell*, which the client rings where
-    the ring says that the worker sleeps; the *completion*, with which the worker wakes the client's receiver; the *interrupt*,
-    which the client writes once for each call that it has marked as being interrupted.
+    Descriptors: the segment of the call ring (see `core/ring.h`), and three eventfds: the *doorbell*, which the client rings
+    where the ring says that the worker sleeps; the *completion*, with which the worker wakes the client's receiver; the
+    *interrupt*, to which the client writes once for each call that it has marked as being interrupted.
     """
 
 
@@ -557,7 +557,7 @@ class Raised(Message, frozen=True):
 
 
 class HostCall(Message, frozen=True):
-    """The guest, in the ring's call `request`, calls the host function `index` (its place in the plan's imports) of the client."""
+    """The guest, in the ring's call `request`, calls the client's host function `index` (its place in the plan's imports)."""
 
     request: int
     index: int

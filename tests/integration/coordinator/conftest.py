@@ -18,7 +18,8 @@ import pytest
 
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE
-from shmwasm.engine.compiling import CompiledModule, compile_module
+from shmwasm.core.dispatching import dispatcher_text, purpose
+from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.listening import connect
 from shmwasm.posix.programs import start_program
@@ -101,7 +102,9 @@ class RawClient:
 
     def spawn(self, module: CompiledModule, heap: int = 0, **options: Any) -> tuple[Any, Channel]:
         plan = messages.SpawnPlan(module_key=module.key, module_name=module.name)
-        spawned = self.ask(messages.Spawn, module.descriptor, plan=plan, chain_head=heap, **options)
+        with compile_companion(module, purpose(), lambda: dispatcher_text(module.functions)) as dispatcher:
+            descriptors = module.descriptor, dispatcher.descriptor
+            spawned = self.ask(messages.Spawn, *descriptors, plan=plan, chain_head=heap, **options)
         return spawned, Channel.from_descriptor(self.descriptors.pop())
 
     def heap_report(self, heap: int) -> dict[str, Any]:

@@ -24,10 +24,11 @@ def test_an_instance_answers_is_detached_attached_and_closed(client, module):
     heap = client.create()
     spawned, calls = client.spawn(module, heap)
     with calls:
-        calls.send(codec.encode(messages.Call(request=1, export="answer", arguments=[])))
+        calls.send(codec.encode(messages.ShareMemory(request=1)))
         packet = calls.receive(timeout=PATIENCE)
         assert packet is not None
-        assert codec.call_replies.decode(packet[0]) == messages.Return(request=1, results=[42])
+        assert isinstance(codec.call_replies.decode(packet[0]), messages.MemoryShared)
+        os.close(packet[1][0])
         with pytest.raises(errors.ChainError, match="attached"):
             client.ask(messages.ResetChain, head=heap)
         client.ask(messages.Detach, instance=spawned.instance)
@@ -52,7 +53,7 @@ def test_what_is_no_module_is_refused_when_it_is_spawned(client):
     with Segment.create(4096, name_for_errors="zeros") as segment:
         plan = messages.SpawnPlan(module_key="zeros", module_name="zeros")
         with pytest.raises(errors.InstantiationError):
-            client.ask(messages.Spawn, segment.descriptor, plan=plan)
+            client.ask(messages.Spawn, segment.descriptor, segment.descriptor, plan=plan)
 
 
 def test_a_client_s_end_ends_its_workers(served, client, module, eventually):
