@@ -53,13 +53,16 @@ def curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def lines(rows: Sequence[Row]) -> dict[str, list[float | None]]:
-    """Return the lines of one curve: ours, then each peer's, with a value or None for each point in the order of the rows."""
+    """Return the lines of one curve: ours, then each peer's, with a value or None for each point in the order of the rows.
+
+    Where the peer is another point of the same curve, ours is all there is.
+    """
+    points = list(dict.fromkeys(row.point for row in rows))
     values: dict[str, dict[str, float]] = {OURS: {}}
     for row in rows:
         values[OURS][row.point] = row.ours.median
-        if row.peer is not None:
+        if row.peer is not None and row.peer_name not in points:
             values.setdefault(row.peer_name, {})[row.point] = row.peer.median
-    points = dict.fromkeys(row.point for row in rows)
     return {name: [line.get(point) for point in points] for name, line in values.items()}
 
 

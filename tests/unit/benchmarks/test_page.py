@@ -34,6 +34,15 @@ def test_a_curve_has_a_line_for_each_side_with_gaps_where_it_was_not_measured(be
     assert page.lines(curves["Calls & payloads"]) == {"shmwasm": [1e-6, 2e-6], "one": [1e-3, 2e-3], "two": [1e-4, None]}
 
 
+def test_a_point_that_the_others_are_compared_with_is_no_line_of_its_own(benchmarks):
+    compare = benchmarks("rows").compare
+    rows = [
+        compare("flat", "one", [1.0], curve="flat", point="1"),
+        compare("flat", "two", [1.1], "1", [1.0], curve="flat", point="2"),
+    ]
+    assert benchmarks("page").lines(rows) == {"shmwasm": [1.0, 1.1]}
+
+
 def test_a_page_holds_all_rows_and_a_plot_for_each_curve_and_nothing_of_the_page_before(benchmarks, measured, results, tmp_path):
     (tmp_path / "former.svg").write_text("")
     benchmarks("page").write_page(tmp_path, measured, results)
