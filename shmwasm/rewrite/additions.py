@@ -122,4 +122,5 @@ class Additions:
 
 def growth(edits: Sequence[Edit]) -> int:
     """Return by how many bytes the edits make the file longer."""
-    return sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
+    starts, ends, contents, _ = zip(*edits, strict=True) if edits else ((), (), (), ())
+    return sum(map(len, contents)) - sum(ends) + sum(starts)
