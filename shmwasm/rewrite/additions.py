@@ -122,5 +122,4 @@ class Additions:
 
 def growth(edits: Sequence[Edit]) -> int:
     """Return by how many bytes the edits make the file longer."""
-    starts, ends, contents, _ = zip(*edits, strict=True) if edits else ((), (), (), ())
-    return sum(map(len, contents)) - sum(ends) + sum(starts)
+    return sum([len(new) - (end - start) for start, end, new, _ in edits])
