@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shmwasm.client.modules import NATIVE_IMPORTS
-from shmwasm.engine.imports import WASI_MODULE
 from shmwasm.rewrite import Report
+from shmwasm.rewrite.rewriting import WASI_MODULE
 from shmwasm.wasm.binary import Binary, Memory
 from shmwasm.wasm.features import FEATURES
 

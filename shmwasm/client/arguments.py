@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 from shmwasm import errors
 from shmwasm.client.blocks import Block
 from shmwasm.client.side_channel import Number
-from shmwasm.engine.numbers import BITS, fits, number_of
+from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
 
 if TYPE_CHECKING:
     from shmwasm.client.instances import Instance
@@ -26,7 +26,7 @@ def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], l
     """
     kind = instance.module.exports[export]
     for one in (*kind.parameters, *kind.results):
-        if one not in {"i32", "i64", "f32", "f64"}:
+        if one not in NUMBERS:
             raise errors.UnsupportedError(f"calling {export!r} from Python", f"it takes or returns a value of type {one}")
     parameters = kind.parameters
     # All integers become unsigned.

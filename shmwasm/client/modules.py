@@ -14,18 +14,16 @@ from shmwasm.client import checks
 from shmwasm.core import layout
 from shmwasm.core.dispatching import cells_of
 from shmwasm.engine.compiling import CompiledModule
-from shmwasm.engine.imports import WASI_MODULE
 from shmwasm.engine.modules import FunctionType, GlobalType, OtherType
-from shmwasm.engine.numbers import BITS, fits, number_of
+from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
 from shmwasm.protocol import messages
+from shmwasm.rewrite.rewriting import WASI_MODULE
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 NATIVE_IMPORTS = frozenset(("env", f"shared_heap_{name}") for name in ("malloc", "free", "self", "peer_alive"))
 """What every instance is given natively, without being asked."""
-
-_NUMBERS = frozenset({"i32", "i64", "f32", "f64"})
 
 _LONGEST_IMPORT = 100_000
 """How many characters a module's import can have: what wasmtime takes."""
@@ -260,7 +258,7 @@ def _collect(name: str, imports: Imports) -> dict[ImportName, Any]:
 
 def _number(label: str, kind: GlobalType, given: Any) -> int | float:
     """Return the number for an imported global, integers signed."""
-    if kind.content not in _NUMBERS:
+    if kind.content not in NUMBERS:
         raise errors.UnsupportedError(f"the imported global {label}", f"a value of type {kind.content} cannot be given")
     try:
         number = number_of(kind.content, given)

@@ -15,7 +15,7 @@ import wasmtime
 from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.modules import FunctionType, function_type
-from shmwasm.engine.numbers import BITS, SIGNED_FORMATS, SLOT, UNSIGNED_FORMATS, fits, number_of
+from shmwasm.engine.numbers import BITS, NUMBERS, SIGNED_FORMATS, SLOT, UNSIGNED_FORMATS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe, host_failure, take_host_exception
 from shmwasm.errors import ArgumentError, UnsupportedError
 
@@ -44,7 +44,7 @@ class ExportedFunction:
         self.name = name
         self.type: FunctionType = function_type(function.type(store)) if kind is None else kind
         for value in (*self.type.parameters, *self.type.results):
-            if value not in UNSIGNED_FORMATS:
+            if value not in NUMBERS:
                 raise UnsupportedError(
                     f"the export {name!r}", f"a value of type {value} cannot be passed; pass an address instead"
                 )

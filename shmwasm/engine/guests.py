@@ -23,7 +23,6 @@ from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
 from shmwasm.engine.wasi import AdapterCode, WasiLinks, grant_wasi
-from shmwasm.engine.wasi.functions import WASI_MODULE
 from shmwasm.engine.windows import SharedLinearMemory, Window, reserve
 from shmwasm.errors import (
     ArgumentError,
@@ -35,6 +34,7 @@ from shmwasm.errors import (
     shown,
 )
 from shmwasm.rewrite import seam
+from shmwasm.rewrite.rewriting import WASI_MODULE
 
 if TYPE_CHECKING:
     from shmwasm.engine.imports import Item

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import wasmtime
 from wasmtime import _bindings, _ffi
 
 from shmwasm.engine.modules import FunctionType, GlobalType, OtherType, value_type
 from shmwasm.errors import ModuleError, UnsupportedError
+from shmwasm.rewrite.rewriting import WASI_MODULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shmwasm.engine.guests import ImportName
     from shmwasm.engine.modules import ModuleDescription
-
-WASI_MODULE: Final = "wasi_snapshot_preview1"
-"""The name that WASI preview 1's functions are imported from."""
 
 Item = wasmtime.Memory | wasmtime.SharedMemory | wasmtime.Table | wasmtime.Global
 

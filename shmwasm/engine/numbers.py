@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 BITS: Final[Mapping[str, int]] = MappingProxyType({"i32": 32, "i64": 64})
 """The widths of the integer types; the others are floats."""
 
+NUMBERS: Final = frozenset({"i32", "i64", "f32", "f64"})
+"""The types of numbers."""
+
 SLOT: Final = 16
 """Bytes of one value in a call's array."""
 

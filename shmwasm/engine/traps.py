@@ -39,6 +39,9 @@ OWN_MODULE: Final = "shmwasm"
 
 _UNKNOWN: Final = "unknown"
 
+_IMPORT: Final = "incompatible import type"
+"""How wasmtime begins what it says of an import that is given with another type."""
+
 
 class TrapDescription(msgspec.Struct, frozen=True):
     """Why a guest stopped.
@@ -132,6 +135,8 @@ def _reason(message: str) -> str:
     lines = [re.sub(r"^[0-9]+: ", "", line.strip()) for line in message.splitlines() if line.strip()]
     if not lines:
         return "unknown"
+    if lines[0].startswith(_IMPORT):  # the cause alone does not say which
+        return f"{lines[0]}: {lines[-1]}"
     causes = lines[lines.index("Caused by:") + 1 : -1] if "Caused by:" in lines else []
     return ", ".join([lines[-1].removeprefix("wasm trap: "), *causes])
 

@@ -23,8 +23,10 @@ class Additions:
 
     def type(self, parameters: Sequence[str], results: Sequence[str]) -> int:
         """Return the index of a function type, appended at its first use."""
-        entry = assembler.function_type(parameters, results)
-        return self._once(("type", entry), sections.TYPE, len(self._binary.types), entry)
+        key = "type", tuple(parameters), tuple(results)
+        if key in self._indices:
+            return self._indices[key]
+        return self._once(key, sections.TYPE, len(self._binary.types), assembler.function_type(parameters, results))
 
     def function(self, key: Hashable, parameters: Sequence[str], results: Sequence[str], make: Callable[[int], bytes]) -> int:
         """Return the index of the function known as `key`, appended at its first use.
@@ -120,4 +122,4 @@ class Additions:
 
 def growth(edits: Sequence[Edit]) -> int:
     """Return by how many bytes the edits make the file longer."""
-    return sum(len(edit.new) - (edit.end - edit.start) for edit in edits)
+    return sum([len(new) - (end - start) for start, end, new, _ in edits])

@@ -12,6 +12,7 @@ original that the engine has to validate.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from types import MappingProxyType
@@ -24,10 +25,10 @@ from shmwasm.rewrite.additions import Additions
 from shmwasm.rewrite.assembler import END, i64
 from shmwasm.rewrite.expansion import Expansion
 from shmwasm.rewrite.heap_memory import HeapMemory
-from shmwasm.rewrite.offsets import edited, replacement
+from shmwasm.rewrite.offsets import Edit, edited, replacement
 from shmwasm.rewrite.report import Change, MemorySize, Report
 from shmwasm.rewrite.report import HeapMemory as ReportedMemory
-from shmwasm.rewrite.sites import Replaced, code_edits
+from shmwasm.rewrite.sites import CodeEditor
 from shmwasm.wasm.binary import CODE, DATA, EXPORT, IMPORT, MEMORY, START, Binary, Data, Memory
 from shmwasm.wasm.decoding import decode
 from shmwasm.wasm.features import features_of
@@ -88,7 +89,7 @@ class _Rewriting:
 
     def run(self) -> Rewritten:
         binary, scan = self._binary, Scan(self._binary)
-        self._additions.edit(CODE, code_edits(binary, self._replaced(scan)))
+        self._additions.edit(CODE, list(self._code_edits(scan)))
         if self._heap is not None and not self._changes.keys().isdisjoint(BULK | WAITING):
             self._heap.require_seam()
         self._declare_memory64()
@@ -121,17 +122,14 @@ class _Rewriting:
                 return None
         return HeapMemory(memory.index, memory.is_64, memory.minimum, self._additions)
 
-    def _replaced(self, scan: Scan) -> Iterator[Replaced]:
-        """Yield the sites that are replaced."""
-        expansions: dict[Operation, Expansion | None] = {}
-        for site in scan:
-            operation = site.operation
-            if operation not in expansions:
-                expansions[operation] = self._expansion(operation)
-            expansion = expansions[operation]
-            if expansion is not None:
-                self._changes[operation.instruction] += 1
-                yield Replaced(site, expansion)
+    def _code_edits(self, scan: Scan) -> Iterator[Edit]:
+        """Yield the edits of the code."""
+        editor, expansion_of = CodeEditor(self._binary), functools.cache(self._expansion)
+        for sites in scan.functions():
+            replaced = [(site, expansion) for site in sites if (expansion := expansion_of(site.operation)) is not None]
+            if replaced:
+                self._changes.update([site.operation.instruction for site, _ in replaced])
+                yield from editor.edits(replaced)
 
     def _expansion(self, operation: Operation) -> Expansion | None:
         heap, memories = self._heap, self._binary.memories

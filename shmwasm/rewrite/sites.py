@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from shmwasm.errors import UnsupportedError
 from shmwasm.rewrite.assembler import local_groups
@@ -21,43 +20,28 @@ _TYPES: Final = ("i32", "i64")
 """The types of the locals that expansions use, in the order in which they are appended."""
 
 
-class Replaced(NamedTuple):
-    """A site, and what is put in its place."""
-
-    site: Site
-    expansion: Expansion
-
-
-def code_edits(binary: Binary, replaced: Iterable[Replaced]) -> list[Edit]:
-    """Return the edits of the code section that replace these sites, which are in ascending order."""
-    editor = _Editor(binary)
-    edits: list[Edit] = []
-    for function, sites in groupby(replaced, key=lambda one: one[0].function):
-        edits += editor.body(function, list(sites))
-    return edits
-
-
-class _Editor:
+class CodeEditor:
     """Edits bodies, and keeps what it made: of ten thousand, most need the same few pieces."""
 
     def __init__(self, binary: Binary) -> None:
         self._binary = binary
         self._imported = binary.imported("function")
-        self._codes: dict[tuple[Expansion, tuple[str, ...], int], bytes] = {}
+        self._codes: dict[tuple[int, tuple[str, ...]], dict[Expansion, bytes]] = {}
 
-    def body(self, function: int, replaced: Sequence[Replaced]) -> list[Edit]:
-        """Return the edits of a function's body."""
+    def edits(self, replaced: Sequence[tuple[Site, Expansion]]) -> list[Edit]:
+        """Return the edits that replace sites of one function, which are in ascending order."""
+        function = replaced[0][0].function
         start, first_byte, code_start, end = self._binary.bodies[function - self._imported]
         appended = _appended(frozenset([expansion.locals for _, expansion in replaced]))
         declared, declaration = _with_locals(self._binary.content[first_byte:code_start], appended)
         first = declared + (self._parameters(function) if appended else 0)
+        codes = self._codes.setdefault((first, appended), {})
         size = end - code_start + len(declaration)
         edits = []
         for site, expansion in replaced:
-            key = expansion, appended, first
-            code = self._codes.get(key)
+            code = codes.get(expansion)
             if code is None:
-                code = self._codes[key] = expansion.code(_places(expansion, first, appended))
+                code = codes[expansion] = expansion.code(_places(expansion, first, appended))
             at = site.constant if expansion.constants else site.start
             edits.append(Edit(at, site.end, code, site.start))
             size += len(code) - (site.end - at)

@@ -23,11 +23,12 @@ _CATCH: Final = rb"(?:[\x00\x01]" + NUMBER + NUMBER + rb"|[\x02\x03]" + NUMBER +
 _SHORT_VECTORS: Final[Mapping[str, bytes]] = MappingProxyType(
     {
         "types": rb"\x01" + VALUE_TYPE,
+        "labels": b"(?:%b)" % b"|".join(rb"\x%02x[\x00-\x7f]{%d}" % (count, count + 1) for count in range(32)),
         "catches": rb"(?:\x00|\x01" + _CATCH + rb"|\x02" + _CATCH + _CATCH + rb")",
     }
 )
 
-_FIRST: Final = (("index",), ("memarg",), (), ("i32",))
+_FIRST: Final = (("index",), (), ("memarg",), ("i32",))
 """The immediates of most instructions, in the order in which they are tried."""
 
 _COMMON_MEMARG: Final = rb"[\x00-\x3f]" + NUMBER

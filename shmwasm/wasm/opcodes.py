@@ -27,8 +27,8 @@ ATOMIC_PREFIX: Final = 0xFE
 PREFIXES: Final = (GC_PREFIX, MISC_PREFIX, VECTOR_PREFIX, ATOMIC_PREFIX)
 """The bytes that open an opcode of two parts."""
 
-NUMBER: Final = rb"[\x80-\xff]*+[\x00-\x7f]"
-"""A number in LEB128. (One that is longer than allowed is left to the engine's validator.)"""
+NUMBER: Final = rb"[\x80-\xff]*+(?s:.)"
+"""A number in LEB128: what follows all bytes with the high bit is one without. (Its length is left to the engine's validator.)"""
 
 VALUE_TYPE: Final = rb"(?:[\x65-\x7f]|[\x63\x64]" + NUMBER + rb")"
 """A value type: one byte, or a reference to a heap type."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from itertools import chain
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -115,6 +116,10 @@ class Scan:
         self._known: dict[bytes, tuple[int, Operation]] = {}  # the size of the constant, and what follows it
 
     def __iter__(self) -> Iterator[Site]:
+        return chain.from_iterable(self.functions())
+
+    def functions(self) -> Iterator[list[Site]]:
+        """Yield the sites of each function that has any, as iterating over the scan does."""
         content, bodies = self._binary.content, self._binary.bodies
         imported = self._binary.imported("function")
         match_body = self._expressions.body.match
@@ -125,30 +130,34 @@ class Scan:
             if content[last] != _END:
                 raise malformed(f"the function {function} does not end", last)
             if position < last:
-                yield from self._sites(function, position, last)
+                sites = self._sites(function, position, last)
                 match_body = self._expressions.body.match
+                if sites:
+                    yield sites
 
-    def _sites(self, function: int, position: int, last: int) -> Iterator[Site]:
-        """Yield the sites of a function, from its first stop to its `end`."""
+    def _sites(self, function: int, position: int, last: int) -> list[Site]:
+        """Return the sites of a function, from its first stop to its `end`."""
         content, known = self._binary.content, self._known
         match_site, skip = _site_expression().match, self._expressions.skip.match
+        sites = []
         while position < last:
             found = match_site(content, position, last)
             if found is not None:
-                after = found.end()
-                if found[0] not in known:
-                    known[found[0]] = self._read_site(found)
+                after, written = found.end(), found[0]
+                if written not in known:
+                    known[written] = self._read_site(found)
                     skip = self._expressions.skip.match
-                constant, operation = known[found[0]]
-                yield Site(function, position, position + constant, after, operation)
+                constant, operation = known[written]
+                sites.append(Site(function, position, position + constant, after, operation))
             else:
                 row, after = read_instruction(content, position, last)
                 if self._learn(row, content, position, last):
                     skip = self._expressions.skip.match
                 if row.name in INSTRUCTIONS:
-                    yield Site(function, position, position, after, _operation(row.name, content, position, after))
+                    sites.append(Site(function, position, position, after, _operation(row.name, content, position, after)))
             found = skip(content, after, last)
             position = found.end() if found is not None else after
+        return sites
 
     def _read_site(self, found: re.Match[bytes]) -> tuple[int, Operation]:
         """Return the size of the constant that a site begins with, and what the instruction after it does."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-WASI_MODULE: Final = "wasi_snapshot_preview1"
-"""The name that WASI preview 1's functions are imported from."""
-
 
 @dataclass(frozen=True)
 class Number:

@@ -8,10 +8,10 @@ import wasmtime
 
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.imports import define
-from shmwasm.engine.wasi.functions import WASI_MODULE
 from shmwasm.engine.wasi.text import GUEST, MEMORY, SHIM
 from shmwasm.errors import AttachError
 from shmwasm.rewrite import seam
+from shmwasm.rewrite.rewriting import WASI_MODULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

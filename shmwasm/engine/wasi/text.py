@@ -39,7 +39,6 @@ from shmwasm.engine.traps import OWN_MODULE
 from shmwasm.engine.wasi.functions import (
     FUNCTIONS,
     NO_RESULT,
-    WASI_MODULE,
     Items,
     Number,
     Parameter,
@@ -50,6 +49,7 @@ from shmwasm.engine.wasi.functions import (
     Vectors,
     value_types,
 )
+from shmwasm.rewrite.rewriting import WASI_MODULE
 from shmwasm.rewrite.seam import (
     ALIAS,
     ALIAS_CHAIN,

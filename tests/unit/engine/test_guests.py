@@ -259,6 +259,12 @@ def test_tens_of_thousands_of_exports_are_no_matter_for_a_spawn(spawn):
     assert _call(guest, f"{count - 1}") == 7
 
 
+def test_import_whose_type_is_another_is_named(spawn):
+    text = '(module (import "my" "number" (global i32)) (import "my" "number" (global f64)))'
+    with pytest.raises(InstantiationError, match=r"my::number.*expected global of type `i32`, found global of type `f64`"):
+        spawn(text, numbers={("my", "number"): 1})
+
+
 def test_guest_with_an_alias_is_attached_through_both_mappings(spawn, grant):
     guest = spawn(
         f"""(module (memory (export "memory") 1) {ALIAS} {LOAD}

@@ -14,11 +14,12 @@ import wasmtime
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.wasi import WasiLinks, compile_adapters, grant_wasi, load_adapters
-from shmwasm.engine.wasi.functions import FUNCTIONS, WASI_MODULE, value_types
+from shmwasm.engine.wasi.functions import FUNCTIONS, value_types
 from shmwasm.engine.windows import Grant, Window
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol.messages import WasiOptions
 from shmwasm.rewrite import seam
+from shmwasm.rewrite.rewriting import WASI_MODULE
 
 PAGES = 4
 ALL_RIGHTS = (1 << 30) - 1
