@@ -14,6 +14,7 @@ that the rewriter has appended are not metered: they do what one instruction of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final, NamedTuple
@@ -24,8 +25,9 @@ from shmwasm.rewrite.assembler import i64, if_, op
 from shmwasm.rewrite.offsets import Edit, OffsetMap, edited, replacement
 from shmwasm.wasm.binary import CODE, Binary
 from shmwasm.wasm.decoding import decode
-from shmwasm.wasm.instructions import read_instruction
+from shmwasm.wasm.instructions import pattern_of, read_instruction
 from shmwasm.wasm.leb128 import encode_unsigned
+from shmwasm.wasm.opcodes import OPCODES
 
 _FREE: Final = frozenset({"nop", "block", "loop", "else", "end", "try_table"})
 """What is no work."""
@@ -39,6 +41,11 @@ _LEAVING: Final = frozenset(
 """What follows these is never run, up to the next border."""
 
 _CALL: Final = 1
+
+_ANY_OF: Final = pattern_of(row for row in OPCODES.values() if row.name not in _FREE | _BORDERS | _LEAVING)
+_ONE: Final = re.compile(_ANY_OF, re.DOTALL)
+_STRAIGHT: Final = re.compile(b"(?:" + _ANY_OF + b")++", re.DOTALL)
+"""Skips instructions of which each costs a unit, and after which the next one runs."""
 
 
 class Metered(NamedTuple):
@@ -76,7 +83,14 @@ def _body_edits(content: bytes, code: int, end: int, fuel: int) -> Iterator[Edit
     """Yield the payments of a function whose own `end` is at `end`."""
     position = begin = code
     cost, looks, runs = _CALL, True, True
-    while position < end:
+    while True:
+        found = _STRAIGHT.match(content, position, end)
+        if found is not None:
+            if runs:  # consecutive matches of one instruction each are the instructions
+                cost += len(_ONE.findall(content, position, found.end()))
+            position = found.end()
+        if position >= end:
+            break
         row, position = read_instruction(content, position, end)
         if runs and row.name not in _FREE:
             cost += 1
