@@ -45,7 +45,7 @@ class Pace:
         """Learn from a lot of `count` calls that took so long."""
         if not count:
             return
-        wanted = int(TARGET * count / seconds) if seconds > 0 else self.largest
+        wanted = int(min(TARGET * count / max(seconds, 1e-9), self.largest))
         if seconds > TARGET:
             # Not at once, as anything may have held one lot up.
             self.step = max(1, min(self.step, max(wanted, self.step // GROWTH)))

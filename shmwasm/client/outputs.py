@@ -62,10 +62,8 @@ class Output:
 
 
 def _takes(dtype: np.dtype[Any], kind: str) -> bool:
-    """Return whether an array of such elements can take results of a type: all of them, or as many bits of an integer."""
+    """Return whether an array of such elements can take results of a type: any of them, or the bits of an integer."""
     import numpy as np  # noqa: PLC0415  see above
 
     result = np.dtype(result_dtype(kind))
-    return np.can_cast(result, dtype, "same_kind") or (
-        dtype.kind == "u" and result.kind == "i" and dtype.itemsize >= result.itemsize
-    )
+    return np.can_cast(result, dtype, "safe") or (dtype.kind == "u" and result.kind == "i" and dtype.itemsize == result.itemsize)

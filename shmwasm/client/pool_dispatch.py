@@ -290,10 +290,8 @@ class Dispatcher:
         if cancel:
             cancelled.extend(work for work in self._queue if isinstance(work, Job))
             cancelled.extend(job for member in self._owing for job in member.own)
-            for member in list(self._behind):
-                work = member.flights[1].work
-                if isinstance(work, Job):
-                    cancelled.append(work)
+            for member in self._members.values():
+                cancelled.extend(flight.work for flight in member.flights[1:] if isinstance(flight.work, Job))
         for mapping in list(self._mappings):
             if cancel:
                 mapping.end_early(CancelledError())
@@ -309,8 +307,8 @@ class Dispatcher:
     def _take_back_job(self, job: Job) -> bool:
         if job.over or job.begun:
             return False
-        for member in self._behind:
-            if member.flights[1].work is job:
+        for member in self._members.values():
+            if len(member.flights) == 2 and member.flights[1].work is job:
                 job.over = self._take_back(member) is not None
                 return job.over
         job.over = True
@@ -321,14 +319,14 @@ class Dispatcher:
         if flight not in member.flights:
             return
         now = time.monotonic()
-        seconds = now - (flight.began or flight.given)
+        began = flight.began or flight.given
         # A call that its user was told to be running is not begun again, although it is known not to have begun.
         landing.begun |= isinstance(flight.work, Job) and (flight.work.begun or flight.work.only_there or self._aborted)
         member.flights.remove(flight)
         self._behind.pop(member, None)
         member.stalled = False
         failed = landing.error is not None and landing.begun
-        self._count(member, landing, flight, landing.done + failed, seconds)
+        self._count(member, landing, flight, landing.done + failed, now - began)
         if member.flights:
             if member.instance.alive:
                 self._begin(member.flights[0], now)
@@ -341,7 +339,7 @@ class Dispatcher:
         if isinstance(flight.work, Job):
             self._end_job(flight.work, landing)
         else:
-            self._end_lot(flight, flight.work, landing, seconds)
+            self._end_lot(flight, flight.work, landing, now - began)
         member.line.release(flight)
 
     def _count(self, member: Member, landing: Landing, flight: Flight, calls: int, seconds: float) -> None:
@@ -351,6 +349,7 @@ class Dispatcher:
         counted = self._statistics
         counted.calls += calls
         counted.run_time.add(seconds / calls, calls)
+        counted.queue_time.add(max(0.0, (flight.began or flight.given) - flight.work.queued), calls)
         lost = isinstance(landing.error, errors.WorkerLostError)
         counted.losses += lost and landing.begun
         if landing.done or not lost:
@@ -500,7 +499,7 @@ class Dispatcher:
     def _take_back(self, member: Member) -> Job | Lot | None:
         """Take back what waits in an instance's ring; return it unless it has begun."""
         flight = member.flights[1]
-        self._behind.pop(member)
+        self._behind.pop(member, None)
         if not member.line.take_back(flight):
             self._begin(flight, time.monotonic())
             return None
@@ -538,10 +537,9 @@ class Dispatcher:
         if not started:
             return
         member.taken += flight.calls
-        self._statistics.queue_time.add(max(0.0, now - work.queued), flight.calls)
         if member.flights[0] is flight:
             self._begin(flight, now)
-        else:
+        elif not (isinstance(work, Job) and work.only_there):
             self._behind[member] = None
         if self._options.recycle_after is not None and member.taken >= self._options.recycle_after:
             member.retiring = True
