@@ -33,6 +33,7 @@ from shmwasm.client.mapping import Lot, Mapping
 from shmwasm.client.pool_life import Growth, PoolOptions, idle_too_long
 from shmwasm.client.pool_lines import Flight, Job, Landing, Line, Request
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.posix.signals import interrupts_put_off
 
 SLOW: Final = 0.002
 """Seconds after which what waits behind a running call goes before what waits in the queue."""
@@ -236,6 +237,11 @@ class Dispatcher:
         if self._holder == threading.get_ident():
             self._told.append((note, arguments))
             return
+        # Ctrl-C in the middle would leave an instance busy for ever with what it was never given, or a future without an end.
+        with interrupts_put_off():
+            self._tell_at_once(note, arguments)
+
+    def _tell_at_once(self, note: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         actions: list[Callable[[], None]] = []
         try:
             with self._lock:
