@@ -78,3 +78,25 @@ def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, event
     for pid, was in zip(processes, mapped, strict=True):
         assert mappings_of(pid) - was < 30, f"process {pid} has more mappings"
     assert runtime.status()["heaps"] == []
+
+
+def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hundred(runtime, guest_path, times, eventually):
+    coordinator = runtime._process.pid
+    (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
+    processes = ("self", coordinator, launcher)
+
+    def come_and_go(count):
+        for _ in range(count):
+            with runtime.spawn(module) as instance:
+                instance.call("nothing")
+                instance.submit("nothing", timeout=60).result(60)
+
+    with runtime.load(guest_path) as module:
+        come_and_go(100)
+        before = [count_of(pid) for pid in processes]
+        memory, mapped = [private_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
+        come_and_go(times(900))
+        eventually(lambda: [count_of(pid) for pid in processes] == before)
+        for pid, was in zip(processes, memory, strict=True):
+            assert private_bytes(pid) - was < 3 << 20, f"process {pid} grew"
+        assert all(mappings_of(pid) - was < 10 for pid, was in zip(processes, mapped, strict=True))

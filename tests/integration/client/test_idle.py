@@ -50,10 +50,11 @@ def test_a_pool_that_is_idle_after_a_burst_of_calls_uses_no_processor_time_in_an
         assert len(list(psutil.Process().children(recursive=True))) >= 5  # coordinator, launcher and three workers
         # What the burst has left to do, it does at once: from then on nothing runs.
         deadline = time.monotonic() + SETTLING
-        before = _used()
-        while time.sleep(0.2) or (now := _used()) != before:
+        before: dict[str, int] = {}
+        while (now := _used()) != before:
             assert time.monotonic() < deadline, f"still at work: {_difference(before, now)}"
             before = now
+            time.sleep(0.2)
         time.sleep(SECONDS)
         used = _difference(before, _used())
         assert sum(used.values()) < ONE_WAKE_UP, used
