@@ -112,6 +112,7 @@ def test_a_start_function_may_call_wasi(shared_runtime):
         assert instance.call("first") != 0
 
 
+@pytest.mark.usefixtures("importable_tests")
 def test_a_users_own_function_comes_before_wasis(shared_runtime, heap):
     module = """(module
       (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))

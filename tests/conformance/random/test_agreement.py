@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 FIRST = int(os.environ.get("SHMWASM_RANDOM_SEED", "0"))
-COUNT = int(os.environ.get("SHMWASM_RANDOM_MODULES", "1000"))
+COUNT = int(os.environ.get("SHMWASM_RANDOM_MODULES", "3000"))
 BATCH = 250  # what one process tries
 
 BATCHES = [(first, min(BATCH, FIRST + COUNT - first)) for first in range(FIRST, FIRST + COUNT, BATCH)]
