@@ -184,7 +184,9 @@ class ClientRing:
         """Take all asynchronous calls that have ended, and make room for others."""
         ended: list[EndedCall] = []
         found = -1
-        with self._core.lock:  # the collector is one for all threads
+        with self._core.lock:  # the collector is one for all threads, and another ring's once this one is closed
+            if self._closed is not None:
+                return ended
             while (found := self._core.call("ring_collect", self._collector.place, found + 1)) != layout.RING_SLOTS:
                 ended.append(self._collector.ended())
         return ended
