@@ -95,6 +95,7 @@ class Dispatcher:
         self._starting = 0
         self._start_failure: BaseException | None = None
         self._shut = False
+        self._why_shut = "was shut down"
         self._aborted = False
         self._alarm: float | None = None
         self._statistics = PoolStatistics()
@@ -198,6 +199,18 @@ class Dispatcher:
         """Cancel what has not begun; the instances end, and nothing is done in their place."""
         self._aborted = True
         self.shut(cancel=True)
+
+    def abandon(self, reason: str) -> None:
+        """Leave everything to the parent, in a forked child: calls and instances are the parent's."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._changed = threading.Condition(self._lock)
+        self._holder = 0
+        self._shut, self._why_shut = True, reason
+        for known in (self._told, self._afterwards, self._queue, self._members, self._idle, self._behind, self._owing):
+            known.clear()
+        self._mappings = weakref.WeakSet()
+        self._starting = 0
+        self._alarm = None
 
     def wait_done(self) -> list[Instance]:
         """Wait until nothing is to be done; return the instances, which are no longer this pool's."""
@@ -648,4 +661,4 @@ class Dispatcher:
             raise self._closed_error()
 
     def _closed_error(self) -> errors.ClosedError:
-        return errors.ClosedError(self._name(), "was shut down")
+        return errors.ClosedError(self._name(), self._why_shut)

@@ -267,6 +267,10 @@ class InstancePool(Executor):
         """Take no more calls and cancel the waiting ones: the runtime closes."""
         self._dispatcher.abort()
 
+    def abandon(self, reason: str) -> None:
+        """Take the pool away from a forked child."""
+        self._dispatcher.abandon(reason)
+
     def _finish_later(self) -> Future[None]:
         """End the pool in a thread of its own; return the future of that."""
         finished: Future[None] = Future()

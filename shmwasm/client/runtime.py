@@ -400,6 +400,8 @@ class Runtime:
         self._connection.abandon()
         for instance in self._instances.values():
             instance.abandon()
+        for pool in self._pools:
+            pool.abandon(self._closed)
         self._heaps.abandon()
         self._receiver.abandon()
         if self._process is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -130,6 +132,7 @@ def in_a_forked_child(check):
     if pid == 0:
         code = 1
         try:
+            signal.alarm(30)
             code = 0 if check() else 2
         finally:
             os._exit(code)
@@ -162,6 +165,7 @@ def test_a_forked_child_is_refused_and_its_parent_notices_nothing(runtime, guest
             lambda: runtime.spawn(module),
             lambda: instance.call("nothing"),
             lambda: instance.attach_shared_heap(heap),
+            lambda: pool.submit("nothing"),
         )
 
         def check():
@@ -206,3 +210,25 @@ def test_a_process_of_multiprocessing_uses_and_frees_a_block(runtime, method):
     assert heap.statistics().live_blocks == 0
     if method == "forkserver":
         multiprocessing.forkserver._forkserver._stop()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_that_is_forked_while_threads_use_a_pool_is_refused_and_shuts_it_down(runtime, guest_path, times):
+    stopping = threading.Event()
+    with runtime.load(guest_path) as module, runtime.pool(module, size=2) as pool:
+
+        def keep_busy():
+            while not stopping.is_set():
+                pool.submit("nothing").result(60)
+
+        def check():
+            return refuses(lambda: pool.submit("nothing")) and pool.shutdown() is None
+
+        with ThreadPoolExecutor(3) as threads:
+            busy = [threads.submit(keep_busy) for _ in range(3)]
+            try:
+                for _ in range(times(20)):
+                    assert in_a_forked_child(check) == 0
+            finally:
+                stopping.set()
+        assert [one.result() for one in busy] == [None] * 3
