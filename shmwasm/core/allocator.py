@@ -227,6 +227,7 @@ class Core:
     def disown(self, reason: str = "was inherited by a forked child, which may not use it") -> None:
         """Make every use of this core and its heaps raise `ClosedError`; for a forked child, whose parent still uses them."""
         self._closed = reason
+        self.lock = threading.RLock()  # another thread may have held it at the fork
         for slot in self._slots.values():
             slot.disown(reason)
 
@@ -240,23 +241,26 @@ class Core:
         self.unmap_metadata(slot.window)
 
     def map_metadata(self, metadata: int, size: int) -> int:
-        """Map a metadata segment into the core's memory; return its address there."""
+        """Map a metadata segment, or a call ring, into the core's memory; return its address there. Safe from any thread."""
         length = round_up(size, layout.SECTION_ALIGNMENT)
-        start = layout.WINDOW_START
-        for taken, end in sorted(self._windows.items()):
-            if taken - start >= length:
-                break
-            start = end
-        if start + length > layout.WINDOW_END:
-            raise UnsupportedError("one more shared heap", f"the allocator has no room to map its {size} bytes of metadata")
-        map_fixed(NativeAddress(self._base + start), length, metadata, writable=True)
-        self._windows[start] = start + length
+        with self.lock:
+            start = layout.WINDOW_START
+            for taken, end in sorted(self._windows.items()):
+                if taken - start >= length:
+                    break
+                start = end
+            if start + length > layout.WINDOW_END:
+                raise UnsupportedError("one more shared heap", f"the allocator has no room to map its {size} bytes of metadata")
+            map_fixed(NativeAddress(self._base + start), length, metadata, writable=True)
+            self._windows[start] = start + length
         return start
 
     def unmap_metadata(self, window: int) -> None:
-        """Undo `map_metadata`."""
-        end = self._windows.pop(window)
-        unmap_fixed(NativeAddress(self._base + window), end - window)
+        """Undo `map_metadata`. Until it is done, nothing else is mapped there."""
+        with self.lock:
+            end = self._windows[window]
+            unmap_fixed(NativeAddress(self._base + window), end - window)
+            del self._windows[window]
 
     def native_address(self, place: int) -> NativeAddress:
         """Return where this process has what lies at `place` in the core's memory."""
