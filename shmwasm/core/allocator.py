@@ -162,6 +162,8 @@ class Core:
         assert isinstance(memory, wasmtime.Memory)
         self.ring_exports["memory"] = memory
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
+        # One view of all that there ever can be: ctypes makes a new type for each length, which only the garbage collector takes.
+        self._memory = memoryview((ctypes.c_char * layout.WINDOW_END).from_address(self._base)).cast("B")
         self.call("initialize")
         self.own(owner)
         words = ctypes.c_uint32 * (layout.EXCHANGE_SIZE // 4)
@@ -268,7 +270,7 @@ class Core:
 
     def view(self, place: int, size: int) -> memoryview:
         """Return `size` bytes of the core's memory; they must not be touched once they were unmapped, or the store is gone."""
-        return memoryview((ctypes.c_char * size).from_address(self._base + place)).cast("B")
+        return self._memory[place : place + size]
 
 
 class HeapSlot:

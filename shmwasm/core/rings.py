@@ -73,7 +73,7 @@ class ClientRing:
         self._pools: dict[int, list[Request]] = {}
         self._hot_pools: list[list[Request]] = []
         self._batches: list[Request] = []
-        self.left_running: Callable[[int], None] = lambda _sequence: None
+        self.left_running: Callable[[int], None] = _nothing
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
@@ -257,6 +257,7 @@ class ClientRing:
     def retire(self, reason: str = "is closed") -> None:
         """Make every later use find no ring."""
         self._closed = reason
+        self.left_running = _nothing
         for request in self._made:
             request.belong(0)
 
@@ -314,6 +315,10 @@ class ClientRing:
             except IndexError:
                 return
             self._core.requests[request.capacity].append(request.place)
+
+
+def _nothing(_sequence: int) -> None:
+    """Do nothing about a call that was left running."""
 
 
 _TAKEN: Final = 128
