@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +42,8 @@ from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
 from shmwasm.core.rings import ClientRing
 from shmwasm.posix.channels import Channel
+from shmwasm.posix.conditions import Condition
+from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
 WhenFull = Literal["wait", "queue", "raise"]
@@ -107,8 +108,7 @@ class RingCallPath:
         self._receiver = receiver
         self._kill = kill
         self._translate = translate
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
+        self._lock = self._room = Condition()
         self._pending: dict[int, Call] = {}
         self._timed: deque[Call] = deque()
         self._unsent: deque[Call] = deque()
@@ -180,18 +180,20 @@ class RingCallPath:
         while True:
             with self._lock:
                 refused = self._refusal() if self._lost or self._closed else None
-                if refused is not None or (not self._unsent and self._submit(call)):
+                if refused is not None:
                     break
+                if not self._unsent and self._submit(call):
+                    if call.clock is not None:
+                        self._receiver.mind(self, time.monotonic() + call.clock.limit / 8)
+                    return
                 if when_full == "raise":
                     raise errors.BusyError(self._instance, layout.RING_SLOTS)
                 if when_full == "queue":
                     self._unsent.append(call)
-                    break
+                    self._receiver.mind(self, time.monotonic() + ROOM_STEP)
+                    return
                 self._room.wait(ROOM_STEP)
-        if refused is not None:
-            call.ended(None, refused)
-        elif call.clock is not None or call.sequence is None:
-            self._receiver.mind(self, time.monotonic() + (ROOM_STEP if call.clock is None else call.clock.limit / 8))
+        call.ended(None, refused)
 
     def cancel(self, call: Call) -> bool:
         """Cancel a call unless it has begun; return whether it will not begin. One that found no room yet is just forgotten."""
@@ -206,8 +208,9 @@ class RingCallPath:
 
     def withdraw(self, call: Call) -> None:
         """Cancel a call, or interrupt it."""
-        if not self.cancel(call) and call.sequence is not None and not call.done:
-            self._end_soon(call.sequence)
+        with interrupts_put_off():
+            if not self.cancel(call) and call.sequence is not None and not call.done:
+                self._end_soon(call.sequence)
 
     def is_running(self, call: Call) -> bool:
         """Return whether the worker has taken a call that has not ended."""
@@ -255,32 +258,37 @@ class RingCallPath:
 
     def close(self) -> None:
         """Release what the path holds; calls that are under way and have not ended fail. Twice is fine."""
+        with interrupts_put_off():
+            with self._lock:
+                if self._closed:
+                    return
+                self._closed = True
+            self._side.close()
+            if self._lost is None:
+                self._send_away()
+            try:
+                self._wait_for_sleepers()
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Release everything, and end what has not ended."""
+        self._collect()
+        self._side.lose(self._refusal())
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._side.close()
-        if self._lost is None:
-            self._send_away()
-        try:
-            self._wait_for_sleepers()
-        finally:
-            self._collect()
-            self._side.lose(self._refusal())
-            with self._lock:
-                calls = self._take_all()
-            pollers.forget(self._ring)
-            self._receiver.remove(self)
-            with self._lock:
-                self._release()
-            for call in calls:
-                call.ended(None, self._refusal())
+            calls = self._take_all()
+        pollers.forget(self._ring)
+        self._receiver.remove(self)
+        with self._lock:
+            self._release()
+        for call in calls:
+            call.ended(None, self._refusal())
 
     def abandon(self, reason: str) -> None:
         """Take the path away from a forked child, whose parent still uses it."""
         if not self._closed:
             self._closed = True
-            self._lock = threading.Lock()  # another thread may have held it
+            self._lock = self._room = Condition()  # another thread may have held it
             self._side.abandon()
             self._ring.abandon(reason)
             self._close_events()
@@ -505,7 +513,8 @@ class RingCallPath:
         patience = time.monotonic() + CLOSING_PATIENCE
         while self._sleepers or (self._has_uncollected() and time.monotonic() < patience):
             self._sleepers.wake()
-            time.sleep(ROOM_STEP)
+            with interrupts_let_through():
+                time.sleep(ROOM_STEP)
 
     def _send_away(self) -> None:
         """Make a worker that lives see that it is not wanted any more."""

@@ -24,7 +24,10 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from shmwasm import errors
+from shmwasm.client.futures import SafeFuture
 from shmwasm.posix.channels import Channel
+from shmwasm.posix.conditions import Event, Lock
+from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import codec, messages
 
 Reply = tuple[messages.CoordinatorToClient, list[int]]
@@ -70,10 +73,11 @@ class Receiver:
         self._minded: dict[Receiving, int] = {}
         self._mindings = itertools.count()
         self._wakes_at = math.inf
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="shmwasm-receiver", daemon=True)
-        self._thread.start()
+        with interrupts_put_off():  # a thread whose start is interrupted may wait for its starter for ever
+            self._thread.start()
 
     @property
     def identity(self) -> int:
@@ -130,7 +134,7 @@ class Receiver:
 
     def abandon(self) -> None:
         """Release the descriptors in a forked child, where the thread does not exist."""
-        self._lock = threading.Lock()  # another thread may have held it
+        self._lock = Lock()  # another thread may have held it
         if not self._stopping:
             # Otherwise they were released before the fork, and their numbers may be others' by now.
             self._release()
@@ -208,10 +212,10 @@ class Connection:
         self._handle_event = handle_event
         self._numbers = itertools.count(1)
         self._pending: dict[int, Future[Reply]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._lost: errors.ShmwasmError | None = None
         self._leaving = False
-        self._ended = threading.Event()
+        self._ended = Event()
         receiver.add(self)
 
     @property
@@ -251,47 +255,52 @@ class Connection:
         The future ends with the error that the coordinator answered, or with `CoordinatorLostError` or, after `leave`,
         `ClosedError`.
         """
-        future: Future[Reply] = Future()
+        future: Future[Reply] = SafeFuture()
         if then is not None:
             future.add_done_callback(then)
         number = next(self._numbers)
-        with self._lock:
-            lost = self._lost
-            if lost is None:
-                self._pending[number] = future
-        if lost is not None:
-            future.set_exception(lost)
-            return future
-        try:
-            self._channel.send(codec.encode(build(number)), descriptors)
-        except errors.ClosedError:
-            return future  # the receiver reads the channel's end next, which ends this request too
-        except BaseException:
+        with interrupts_put_off():
             with self._lock:
-                self._pending.pop(number, None)
-            raise
-        return future
+                lost = self._lost
+                if lost is None:
+                    self._pending[number] = future
+            if lost is not None:
+                future.set_exception(lost)
+                return future
+            try:
+                self._send(codec.encode(build(number)), descriptors)
+            except errors.ClosedError:
+                return future  # the receiver reads the channel's end next, which ends this request too
+            except BaseException:
+                with self._lock:
+                    self._pending.pop(number, None)
+                raise
+            return future
 
     def request(
         self, kind: type[R], build: Callable[[int], messages.Request], descriptors: Sequence[int] = ()
     ) -> tuple[R, list[int]]:
         """Send the request that `build` makes of its number, and wait for its answer, which is of type `kind`.
 
+        An interrupt ends the wait, also where it is put off, for the wait may be long; what is answered then is given back.
+
         Raises:
             ShmwasmError: Whatever the coordinator answered.
             CoordinatorLostError: The coordinator is gone.
         """
         self.check_may_block()
-        answered = self.begin(build, descriptors)
-        try:
-            reply, received = answered.result()
-        except BaseException:
-            answered.add_done_callback(self._give_back)
-            raise
-        if not isinstance(reply, kind):
-            close_descriptors(received)
-            raise errors.ProtocolError(f"{type(reply).__name__} arrived where {kind.__name__} was expected")
-        return reply, received
+        with interrupts_put_off():
+            answered = self.begin(build, descriptors)
+            try:
+                with interrupts_let_through():
+                    reply, received = answered.result()
+            except BaseException:
+                answered.add_done_callback(self._give_back)
+                raise
+            if not isinstance(reply, kind):
+                close_descriptors(received)
+                raise errors.ProtocolError(f"{type(reply).__name__} arrived where {kind.__name__} was expected")
+            return reply, received
 
     def fileno(self) -> int:
         """Return the channel's descriptor."""
@@ -342,14 +351,21 @@ class Connection:
 
     def close(self) -> None:
         """Fail what is pending and close the channel."""
-        self._receiver.remove(self)
-        self._lose(errors.CoordinatorLostError("the connection to the coordinator is closed"))
-        self._channel.close()
+        with interrupts_put_off():
+            self._receiver.remove(self)
+            self._lose(errors.CoordinatorLostError("the connection to the coordinator is closed"))
+            self._channel.close()
 
     def abandon(self) -> None:
         """Close the channel in a forked child; nothing is sent."""
         self._lost = errors.CoordinatorLostError("the connection belongs to the parent process")
         self._channel.close()
+
+    def _send(self, packet: bytes, descriptors: Sequence[int]) -> None:
+        """Send a request; raises what `Channel.send` does."""
+        if not self._channel.try_send(packet, descriptors):
+            with interrupts_let_through():  # the coordinator may be stopped
+                self._channel.send(packet, descriptors)
 
     def _give_back(self, answered: Future[Reply]) -> None:
         """Give back what an answer brought, as a signal's exception ended the wait for it."""

@@ -15,6 +15,8 @@ from shmwasm.client.asynchronous import Call
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import complete
+from shmwasm.client.futures import SafeFuture
+from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +29,7 @@ _PLAIN: Final = frozenset({int, float})
 """Types whose values go as they are."""
 
 
-class CallFuture(Future[Any]):
+class CallFuture(SafeFuture[Any]):
     """The future of one call.
 
     `running()` tells whether the worker has taken the call, as of this moment. `cancel()` succeeds as long as it has not.
@@ -40,11 +42,12 @@ class CallFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call if it has not begun; return whether it is cancelled."""
-        if self.done() or not self._path.cancel(self.call):
-            return self.cancelled()
-        self.call.ended = _nobody_waits
-        # Only one cancel gets here: the call changes its state once.
-        return super().cancel() and not self.set_running_or_notify_cancel()
+        with interrupts_put_off():
+            if self.done() or not self._path.cancel(self.call):
+                return self.cancelled()
+            self.call.ended = _nobody_waits
+            # Only one cancel gets here: the call changes its state once.
+            return super().cancel() and not self.set_running_or_notify_cancel()
 
     def running(self) -> bool:
         """Return whether the worker runs the call."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shmwasm import errors
@@ -21,6 +21,7 @@ from shmwasm.client.connection import Connection, close_descriptors
 from shmwasm.client.heaps import OnDeath, SharedHeap
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment, Source
+from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -71,30 +72,34 @@ class HeapBook:
         if name is not None:
             checks.text(name, "a heap's name", longest=LONGEST_NAME)
         label = name or f"heap-{os.getpid()}-{os.urandom(3).hex()}"
-        if pre_allocated is None:
-            bytes_wanted = round_up(size or 0, SLAB_SIZE)
-            segment = Segment.create(bytes_wanted, name_for_errors=label, reserve=reserve)
-        else:
-            segment = Segment.open(pre_allocated, read_only=read_only, name_for_errors=label)
-            bytes_wanted = size or round_up(segment.size, OS_PAGE)
-        with segment:
-            _check_segment(segment, bytes_wanted, pre_allocated)
-            opened, descriptors = self._connection.request(
-                messages.HeapOpened,
-                lambda number: messages.CreateHeap(
-                    request=number,
-                    name=label,
-                    size=bytes_wanted,
-                    managed=pre_allocated is None,
-                    read_only=read_only,
-                    scrub=scrub,
-                    owner_frees_only=not remote_free,
-                    free_on_death=on_death == "free",
-                    prefault=prefault,
-                ),
-                [segment.descriptor],
-            )
-            return self._add(opened, segment.descriptor, descriptors, prefault=prefault)
+
+        def make() -> SharedHeap:
+            if pre_allocated is None:
+                bytes_wanted = round_up(size or 0, SLAB_SIZE)
+                segment = Segment.create(bytes_wanted, name_for_errors=label, reserve=reserve)
+            else:
+                segment = Segment.open(pre_allocated, read_only=read_only, name_for_errors=label)
+                bytes_wanted = size or round_up(segment.size, OS_PAGE)
+            with segment:
+                _check_segment(segment, bytes_wanted, pre_allocated)
+                opened, descriptors = self._connection.request(
+                    messages.HeapOpened,
+                    lambda number: messages.CreateHeap(
+                        request=number,
+                        name=label,
+                        size=bytes_wanted,
+                        managed=pre_allocated is None,
+                        read_only=read_only,
+                        scrub=scrub,
+                        owner_frees_only=not remote_free,
+                        free_on_death=on_death == "free",
+                        prefault=prefault,
+                    ),
+                    [segment.descriptor],
+                )
+                return self._add(opened, segment.descriptor, descriptors, prefault=prefault)
+
+        return _made_or_closed(make)
 
     def open(self, *, token: str = "", name: str = "") -> SharedHeap:
         """Open a heap by its token or its name; the same heap object every time."""
@@ -102,13 +107,15 @@ class HeapBook:
             known = self._find(token, name)
             if known is not None:
                 return known
-            opened, descriptors = self._connection.request(
-                messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=token, name=name)
-            )
-            try:
-                return self._add(opened, descriptors[0], descriptors[1:], prefault=False)
-            finally:
-                os.close(descriptors[0])
+            with interrupts_put_off():
+                opened, descriptors = self._connection.request(
+                    messages.HeapOpened, lambda number: messages.OpenHeap(request=number, token=token, name=name)
+                )
+                try:
+                    # If an interrupt comes after this, the next `open` finds it.
+                    return self._add(opened, descriptors[0], descriptors[1:], prefault=False)
+                finally:
+                    os.close(descriptors[0])
 
     def chain(self, head: SharedHeap, body: SharedHeap) -> SharedHeap:
         """Put `head` directly below `body` (see `Runtime.chain_shared_heaps`)."""
@@ -231,6 +238,19 @@ class HeapBook:
                 del self._chains[head]
                 for number in chain:
                     del self._starts[number]
+
+
+def _made_or_closed(make: Callable[[], SharedHeap]) -> SharedHeap:
+    """Return the heap that `make` makes. An interrupt leaves none that nobody holds."""
+    heap = None
+    try:
+        with interrupts_put_off():
+            heap = make()
+    except BaseException:
+        if heap is not None:
+            heap.close()
+        raise
+    return heap
 
 
 def _checked_size(size: int | None, pre_allocated: Source | None, *, read_only: bool) -> int | None:

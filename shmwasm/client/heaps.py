@@ -21,6 +21,7 @@ from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
 from shmwasm.core.layout import FIRST_PLACE
 from shmwasm.posix.mappings import Mapping
+from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -233,11 +234,12 @@ class SharedHeap:
     def close(self) -> None:
         """Give up this process's hold on the heap. Views stay valid; the memory lives while anybody uses it. Twice is fine."""
         self._connection.check_may_block()
-        if not self.release():
-            return
-        self._forget(self)
-        with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then there is nothing left to give up
-            self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=self.number))
+        with interrupts_put_off():
+            if not self.release():
+                return
+            self._forget(self)
+            with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then there is nothing left to give up
+                self._connection.request(messages.Done, lambda number: messages.CloseHeap(request=number, heap=self.number))
 
     def capability(self) -> tuple[str, str]:
         """Return what another process of this user needs to open the heap: the coordinator's address and the heap's token."""
@@ -277,16 +279,17 @@ class SharedHeap:
 
     def release(self) -> bool:
         """Drop what this process holds of the heap; the coordinator is told nothing. Return false if that was done before."""
-        with self._releasing:
-            self.closed = True
-            mapping, self._mapping, self._view = self._mapping, None, None
-            slot, self._slot = self._slot, None
-        if mapping is None:
-            return False
-        mapping.close()
-        if slot is not None:
-            slot.close()
-        return True
+        with interrupts_put_off():
+            with self._releasing:
+                self.closed = True
+                mapping, self._mapping, self._view = self._mapping, None, None
+                slot, self._slot = self._slot, None
+            if mapping is None:
+                return False
+            mapping.close()
+            if slot is not None:
+                slot.close()
+            return True
 
     def start_anew(self) -> None:
         """Start anew after a reset of the chain: no block lives any more."""

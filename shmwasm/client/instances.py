@@ -18,6 +18,7 @@ from shmwasm.client.blocks import Block
 from shmwasm.client.calls import RingCallPath
 from shmwasm.client.connection import Connection, Receiver, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport
+from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
@@ -26,7 +27,9 @@ from shmwasm.engine.callers import Caller, Region
 from shmwasm.engine.guests import converted_results
 from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.posix.channels import Channel
+from shmwasm.posix.conditions import Event
 from shmwasm.posix.mappings import Mapping, map_anywhere
+from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ class Instance:
         self._forget = forget
         self._channel = channel
         self.when_gone: Callable[[], None] | None = None
-        self._gone = threading.Event()
+        self._gone = Event()
         self._exited = False
         self._closed = False
         self._memory: Mapping | None = None
@@ -123,7 +126,7 @@ class Instance:
         """
         self._receiver.check_may_block()
         self.require_open()
-        answered: Future[memoryview] = Future()
+        answered: Future[memoryview] = SafeFuture()
 
         def ended(message: messages.MemoryShared | None, descriptors: list[int], error: BaseException | None) -> None:
             # The descriptor comes once, with the first of several answers: it is mapped where they arrive in order.
@@ -245,19 +248,16 @@ class Instance:
     def close(self) -> None:
         """End the worker once the calls under way are done, and wait until it is gone. Twice is fine."""
         self._receiver.check_may_block()
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if not self._gone.is_set():
-                self._path.wait_sent()
-                with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
-                    self._connection.request(
-                        messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number)
-                    )
-        finally:
-            # Also when a signal ends the wait: a worker that nobody can call any more leaves.
-            self._release()
+        with interrupts_put_off():
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if not self._gone.is_set():
+                    self._wait_closed()
+            finally:
+                # Also when an interrupt ends the wait: a worker that nobody can call any more leaves.
+                self._release()
 
     def dismiss(self) -> None:
         """End the worker and let go of the instance without waiting for either: nobody holds it."""
@@ -337,14 +337,22 @@ class Instance:
         """Return where this instance sees what a 32-bit guest sees at `address`, in a chain."""
         return address64(address) if self.module.is_64 else address
 
+    def _wait_closed(self) -> None:
+        """Wait until all that was started has ended, and so has the worker; interrupts end the wait even if they are put off."""
+        with interrupts_let_through():
+            self._path.wait_sent()
+        with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
+            self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))
+
     def _release(self) -> None:
         """Let go of everything, also of what refers to the instance: else it would stay until the garbage collector comes."""
-        self._path.close()
-        if self._memory is not None:
-            self._memory.close()
-        self._forget(self)
-        self.when_gone = None
-        self.exports = Exports(self.module, self.number, partial(_refuse, self.number))
+        with interrupts_put_off():
+            self._path.close()
+            if self._memory is not None:
+                self._memory.close()
+            self._forget(self)
+            self.when_gone = None
+            self.exports = Exports(self.module, self.number, partial(_refuse, self.number))
 
     def _bind(self, export: str) -> BoundExport:
         kind = MeteredExport if self.module.metered else BoundExport

@@ -17,7 +17,6 @@ the arguments too, where that runs somebody's code.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from typing import Any, Final
 from shmwasm.client.columns import Rows, Source, unpack
 from shmwasm.client.lots import Pace
 from shmwasm.client.outputs import Output
+from shmwasm.posix.conditions import Condition
+from shmwasm.posix.signals import interrupts_put_off
 
 AHEAD: Final = 1 << 21
 """How many calls a map that needs nobody's code to go on runs ahead: their results take 16 MiB."""
@@ -119,9 +120,7 @@ class Mapping:
         self._instances = instances
         self._more = more
         self._check_may_block = check_may_block
-        # A generator that is let go of may be closed anywhere, here too.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = self._changed = Condition()
         self._end = source.total
         self._read = 0
         self._cut = 0
@@ -288,10 +287,11 @@ class Mapping:
 
     def close(self) -> None:
         """Let go of what has not begun: nobody wants it any more."""
-        with self._lock:
-            self._closed = True
-            self._segments.clear()
-        self._more(self)
+        with interrupts_put_off():
+            with self._lock:
+                self._closed = True
+                self._segments.clear()
+            self._more(self)
 
     @property
     def closed(self) -> bool:

@@ -28,11 +28,13 @@ from typing import Any, Final
 
 from shmwasm import errors
 from shmwasm.client.connection import Receiver, complete
+from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot, Mapping
 from shmwasm.client.pool_life import Growth, PoolOptions, idle_too_long
 from shmwasm.client.pool_lines import Flight, Job, Landing, Line, Request
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.posix.conditions import Condition
 from shmwasm.posix.signals import interrupts_put_off
 
 SLOW: Final = 0.002
@@ -80,11 +82,10 @@ class Dispatcher:
         self._spawn = spawn
         self._options = options
         self._receiver = receiver
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = self._changed = Condition()
         self._holder = 0
         self._told: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._afterwards: list[Callable[[], None]] = []
+        self._afterwards: deque[Callable[[], None]] = deque()
         self._queue: deque[Job | Lot | Mapping] = deque()
         self._members: dict[Instance, Member] = {}
         self._idle: dict[Instance, Member] = {}
@@ -98,6 +99,7 @@ class Dispatcher:
         self._why_shut = "was shut down"
         self._aborted = False
         self._alarm: float | None = None
+        self._ending: list[Instance] = []
         self._statistics = PoolStatistics()
         for instance in instances:
             self._adopt(instance)
@@ -202,25 +204,25 @@ class Dispatcher:
 
     def abandon(self, reason: str) -> None:
         """Leave everything to the parent, in a forked child: calls and instances are the parent's."""
-        self._lock = threading.Lock()  # another thread may have held it
-        self._changed = threading.Condition(self._lock)
+        self._lock = self._changed = Condition()  # another thread may have held it
         self._holder = 0
         self._shut, self._why_shut = True, reason
         for known in (self._told, self._afterwards, self._queue, self._members, self._idle, self._behind, self._owing):
             known.clear()
+        self._ending.clear()
         self._mappings = weakref.WeakSet()
         self._starting = 0
         self._alarm = None
 
     def wait_done(self) -> list[Instance]:
-        """Wait until nothing is to be done; return the instances, which are no longer this pool's."""
+        """Wait until nothing is to be done; return the instances, which are to be closed. The list stays the same."""
         with self._lock:
             self._changed.wait_for(lambda: not self._queue and len(self._idle) == len(self._members) and not self._starting)
-            instances = list(self._members)
+            self._ending += self._members
             self._members.clear()
             self._idle.clear()
             self._alarm = None
-        return instances
+        return self._ending
 
     # ------------------------------------------------------------ time (see `Receiving`)
 
@@ -255,7 +257,7 @@ class Dispatcher:
             self._tell_at_once(note, arguments)
 
     def _tell_at_once(self, note: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        actions: list[Callable[[], None]] = []
+        actions: deque[Callable[[], None]] = deque()
         try:
             with self._lock:
                 self._holder = threading.get_ident()
@@ -271,8 +273,7 @@ class Dispatcher:
                     actions, self._afterwards = self._afterwards, actions
                     self._changed.notify_all()
         finally:
-            for action in actions:
-                action()
+            _perform(actions)
 
     def _take(self, job: Job) -> None:
         self._require_open()
@@ -640,12 +641,16 @@ class Dispatcher:
 
     def _start(self) -> None:
         """Begin to make an instance that was counted; the lock is not held."""
+        starting: Future[Instance] = SafeFuture()
         try:
             starting = self._spawn()
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
-            starting = Future()
             starting.set_exception(error)
-        starting.add_done_callback(lambda done: self._tell(self._started, done))
+        except BaseException as error:
+            starting.set_exception(error)
+            raise
+        finally:
+            starting.add_done_callback(lambda done: self._tell(self._started, done))
 
     def _present(self) -> int:
         return sum(not member.retiring for member in self._members.values())
@@ -662,3 +667,13 @@ class Dispatcher:
 
     def _closed_error(self) -> errors.ClosedError:
         return errors.ClosedError(self._name(), self._why_shut)
+
+
+def _perform(actions: deque[Callable[[], None]]) -> None:
+    """Do all of it, also if a part raises: a callback of the user's may."""
+    try:
+        while actions:
+            actions.popleft()()
+    finally:
+        if actions:
+            _perform(actions)

@@ -14,6 +14,7 @@ from shmwasm.client.arguments import Value, results_of
 from shmwasm.client.asynchronous import BatchCall, Call
 from shmwasm.client.calls import new_clock
 from shmwasm.client.columns import pack
+from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot
 from shmwasm.client.pool_life import PoolOptions
@@ -197,7 +198,7 @@ def prepared(spawned: Future[Instance], options: PoolOptions) -> Future[Instance
     if options.init is None:
         return spawned
     name, arguments = options.init
-    ready: Future[Instance] = Future()
+    ready: Future[Instance] = SafeFuture()
 
     def prepare(done: Future[Instance]) -> None:
         if (failure := done.exception()) is not None:

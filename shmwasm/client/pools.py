@@ -13,6 +13,7 @@ from shmwasm.client import checks
 from shmwasm.client.arguments import Value
 from shmwasm.client.columns import Source
 from shmwasm.client.connection import Receiver
+from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
@@ -24,12 +25,13 @@ from shmwasm.client.pool_statistics import PoolStatistics
 from shmwasm.core import layout
 from shmwasm.core.requests import CELL
 from shmwasm.engine.modules import FunctionType
+from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 
-class PoolFuture(Future[Any]):
+class PoolFuture(SafeFuture[Any]):
     """The future of a call of a pool; `cancel` succeeds until an instance has begun it."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -39,9 +41,10 @@ class PoolFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call if it has not begun; return whether it is cancelled."""
-        if self.done() or not self._dispatcher.withdraw(self.job):
-            return self.cancelled()
-        return super().cancel() and not self.set_running_or_notify_cancel()
+        with interrupts_put_off():
+            if self.done() or not self._dispatcher.withdraw(self.job):
+                return self.cancelled()
+            return super().cancel() and not self.set_running_or_notify_cancel()
 
 
 class InstancePool(Executor):
@@ -219,12 +222,16 @@ class InstancePool(Executor):
             more=self._dispatcher.go_on,
             check_may_block=self._receiver.check_may_block,
         )
-        self._dispatcher.go_on(mapping)
-        mapping.feed()
-        if wishes.output is None:
-            return mapping.results()
-        count = mapping.fill()
-        return out if count == len(out) else out[:count]
+        try:
+            self._dispatcher.go_on(mapping)
+            mapping.feed()
+            if wishes.output is None:
+                return mapping.results()
+            count = mapping.fill()
+            return out if count == len(out) else out[:count]
+        except BaseException:
+            mapping.close()
+            raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature
         """Take no more calls, and end the instances when those under way are done. Twice is fine.
@@ -273,7 +280,7 @@ class InstancePool(Executor):
 
     def _finish_later(self) -> Future[None]:
         """End the pool in a thread of its own; return the future of that."""
-        finished: Future[None] = Future()
+        finished: Future[None] = SafeFuture()
 
         def finish() -> None:
             try:
@@ -281,12 +288,15 @@ class InstancePool(Executor):
             finally:
                 finished.set_result(None)
 
-        threading.Thread(target=finish, name="shmwasm-pool-shutdown", daemon=True).start()
+        with interrupts_put_off():  # a thread whose start is interrupted may wait for its starter for ever
+            threading.Thread(target=finish, name="shmwasm-pool-shutdown", daemon=True).start()
         return finished
 
     def _finish(self) -> None:
-        for instance in self._dispatcher.wait_done():
+        ending = self._dispatcher.wait_done()
+        for instance in list(ending):
             instance.close()
+        ending.clear()
         released, self._released = self._released, True
         if not released:
             self._forget(self)

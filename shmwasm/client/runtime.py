@@ -17,6 +17,7 @@ from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection, Receiver, Reply
+from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
 from shmwasm.client.instances import Instance
@@ -29,6 +30,7 @@ from shmwasm.posix.channels import Channel
 from shmwasm.posix.listening import connect as connect_to
 from shmwasm.posix.processes import check_platform
 from shmwasm.posix.segments import Source
+from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -429,7 +431,7 @@ class Runtime:
         checks.amount_of_fuel(fuel)
         plan = module.plan(checks.wasi_options(wasi), memory_limit=limit)
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
-        spawned: Future[Instance] = Future()
+        spawned: Future[Instance] = SafeFuture()
 
         def finish(answer: Future[Reply]) -> None:
             failure = answer.exception()
@@ -525,7 +527,8 @@ def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:
     """Begin all, and return the instances once they are there. If one fails, or the wait is interrupted, each is ended."""
     starting: list[Future[Instance]] = []
     try:
-        starting.extend(starts)
+        with interrupts_put_off():  # none is to be begun and not known
+            starting.extend(starts)
         return [future.result() for future in starting]
     except BaseException:
         # Not waited for: a start function need not come back.

@@ -20,6 +20,7 @@ from typing import NoReturn
 from shmwasm import errors
 from shmwasm.client.connection import Receiver, close_descriptors, error_of
 from shmwasm.posix.channels import Channel
+from shmwasm.posix.conditions import Condition
 from shmwasm.protocol import codec, messages
 
 Number = int | float
@@ -46,8 +47,7 @@ class SideChannel:
         self._host_function = host_function
         self._kill = kill
         self._numbers = itertools.count(_FIRST_REQUEST)
-        self._lock = threading.Lock()
-        self._arrived = threading.Condition(self._lock)
+        self._lock = self._arrived = Condition()
         self._facts: dict[int, errors.ShmwasmError] = {}
         self._unwanted: set[int] = set()
         self._waiting: dict[int, MemoryAnswered] = {}

@@ -29,6 +29,7 @@ from shmwasm.core.calls import CoreFunction
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError, shown
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
+from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol.messages import SlabRange
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class Core:
             UnsupportedError: More heaps are open than the core has room for, or the segment has another layout.
             ArgumentError: The descriptor cannot be mapped.
         """
-        with self.lock:
+        with interrupts_put_off(), self.lock:
             window = self.map_metadata(metadata, metadata_size)
             number = next((slot for slot in range(layout.MAXIMUM_SLOTS) if slot not in self._slots), layout.MAXIMUM_SLOTS)
             status = self.call("heap_open", number, window, start, self.owner)
@@ -245,7 +246,7 @@ class Core:
     def map_metadata(self, metadata: int, size: int) -> int:
         """Map a metadata segment, or a call ring, into the core's memory; return its address there. Safe from any thread."""
         length = round_up(size, layout.SECTION_ALIGNMENT)
-        with self.lock:
+        with interrupts_put_off(), self.lock:
             start = layout.WINDOW_START
             for taken, end in sorted(self._windows.items()):
                 if taken - start >= length:
@@ -259,7 +260,7 @@ class Core:
 
     def unmap_metadata(self, window: int) -> None:
         """Undo `map_metadata`. Until it is done, nothing else is mapped there."""
-        with self.lock:
+        with interrupts_put_off(), self.lock:
             end = self._windows[window]
             unmap_fixed(NativeAddress(self._base + window), end - window)
             del self._windows[window]
@@ -359,7 +360,7 @@ class HeapSlot:
         """
         if self._closed is not None:
             return
-        with self._core.lock:
+        with interrupts_put_off(), self._core.lock:
             if self._call("heap_close") != layout.STATUS_OK:
                 raise ArgumentError(f"shared heap {self.name!r} cannot be closed while guests allocate from it")
             self.disown("is closed")
@@ -418,17 +419,19 @@ class HeapSlot:
     def _lease(self, size_class: int, size: int) -> None:
         is_run = size_class == layout.CLASS_LARGE
         slabs = round_up(size, layout.SLAB_SIZE) // layout.SLAB_SIZE if is_run else 1
-        granted = self._core.hooks.lease(self, RUN if is_run else size_class, slabs)
-        if granted:
-            self.install(RUN if is_run else size_class, granted)
-        elif self._call("lease_refused", size_class, slabs) == layout.STATUS_RELEASE_DUE:
-            self._release(keep=0 if is_run else layout.KEPT_UNUSED)
+        with interrupts_put_off():  # what was granted must not be forgotten
+            granted = self._core.hooks.lease(self, RUN if is_run else size_class, slabs)
+            if granted:
+                self.install(RUN if is_run else size_class, granted)
+            elif self._call("lease_refused", size_class, slabs) == layout.STATUS_RELEASE_DUE:
+                self._release(keep=0 if is_run else layout.KEPT_UNUSED)
 
     def _release(self, *, keep: int) -> None:
-        with self._core.lock:
-            ranges = self._unused(keep=keep)
-        if ranges:
-            self._core.hooks.release(self, ranges)
+        with interrupts_put_off():
+            with self._core.lock:
+                ranges = self._unused(keep=keep)
+            if ranges:
+                self._core.hooks.release(self, ranges)
 
     def _unused(self, *, keep: int) -> list[SlabRange]:
         ranges: list[SlabRange] = []

@@ -28,6 +28,7 @@ from shmwasm.core.calls import one_at_a_time
 from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix.mappings import map_anywhere
+from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -197,11 +198,12 @@ class ClientRing:
 
     def withdraw(self, request: Request) -> None:
         """Give up a call that nobody waits for any more, unless it has ended."""
-        if self.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING:
-            self.left_running(request.sequence)
-        if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
-            self.wait(request)  # it has ended, and the receiver may not know
-        request.forget()
+        with interrupts_put_off():  # half of it would leave a call in the ring that nobody collects
+            if self.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING:
+                self.left_running(request.sequence)
+            if self.state(request.sequence) != layout.CALL_EMPTY and self.leave(request.sequence):
+                self.wait(request)  # it has ended, and the receiver may not know
+            request.forget()
 
     def end_early(self, sequence: int, *, only_waiting: bool = False) -> int:
         """End a call early, or only if it has not begun.

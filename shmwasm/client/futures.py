@@ -1,0 +1,36 @@
+"""The futures of a runtime: the standard ones, which whoever waits for them in the main thread may be interrupted in.
+
+Theory
+------
+`concurrent.futures` guards each future with a `threading.Condition`, and waits for several with a `threading.Event`; an interrupt
+may leave either locked for ever (see `conditions`), and then hangs the thread that completes futures, which is one for all. So
+these futures have a condition of ours, and give whoever waits for several an event of ours.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
+
+from shmwasm.posix.conditions import Condition, Event
+
+T = TypeVar("T")
+
+
+class SafeFuture(Future[T]):
+    """A future that an interrupt leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = cast("threading.Condition", Condition())
+        self._waiters = _Waiters()
+
+
+class _Waiters(list[Any]):
+    """Who waits for a future with `concurrent.futures.wait` or `as_completed`. They come before anything is told them."""
+
+    def append(self, waiter: Any) -> None:
+        if type(waiter.event) is threading.Event:
+            waiter.event = Event()
+        super().append(waiter)
