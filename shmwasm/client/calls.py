@@ -42,6 +42,7 @@ from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
 from shmwasm.core.rings import ClientRing
+from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import messages
 
@@ -76,6 +77,7 @@ class RingCallPath:
 
     Args:
         instance: The instance's number, for errors.
+        worker: Its worker's process id, which may be that of another process, or none, where it is seen from here.
         core: This process's core.
         functions: The types of the module's exported functions.
         channel: The client's end of the call channel.
@@ -93,6 +95,7 @@ class RingCallPath:
         self,
         instance: int,
         *,
+        worker: int,
         core: Core,
         functions: Mapping[str, Signature],
         channel: Channel,
@@ -119,17 +122,17 @@ class RingCallPath:
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
-        self._sleepers = Sleepers(self._ring)
+        self._sleepers = Sleepers(self._ring, worker)
         self._ring.left_running = self._end_soon
         self._events: list[int] = []
         try:
-            # Doorbell and completion are looked at before they are read, but the interrupt has a thread that waits for it.
-            for flags in (os.EFD_NONBLOCK, os.EFD_NONBLOCK, 0):
+            # The completion is looked at before it is read, but the interrupt has a thread that waits for it.
+            for flags in (os.EFD_NONBLOCK, 0):
                 self._events.append(os.eventfd(0, os.EFD_CLOEXEC | flags))
         except OSError:
             self._release()
             raise
-        self._doorbell, self._completion, self._interrupt = self._events
+        self._completion, self._interrupt = self._events
         self._side = SideChannel(channel, receiver, host_function, kill)
         self._ring.ask()
         receiver.add(self)
@@ -151,8 +154,7 @@ class RingCallPath:
         def finish(request: Request | None, answer: int) -> object:
             return self._settle(target, request, answer, None)
 
-        # Each may have to be interrupted: by Ctrl-C.
-        return self._ring.call_function(target.number, target.kind, convert, finish, flags=layout.CALL_TIMED)
+        return self._ring.call_function(target.number, target.kind, convert, finish)
 
     def call(self, target: Target, arguments: Sequence[Number], clock: Clock | None) -> object:
         """Call `target` and wait for its end; takes what `Call` takes."""
@@ -163,7 +165,7 @@ class RingCallPath:
         try:
             packed = request.pack(arguments)
             assert packed, "numbers were converted wrongly"
-            answer = self._ring.submit(request, layout.CALL_TIMED)
+            answer = self._ring.submit(request)
             return self._settle(target, request, answer, clock)
         except BaseException:
             self._ring.withdraw(request)
@@ -339,7 +341,7 @@ class RingCallPath:
         """Submit a call and note it down; return whether there was room. The lock is held."""
         request = call.request(self._ring)
         try:
-            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS | layout.CALL_TIMED, time.monotonic_ns())
+            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS, time.monotonic_ns())
             if answer == layout.RING_FULL:
                 return False
             call.sequence = request.sequence
@@ -372,8 +374,8 @@ class RingCallPath:
     def _wake_worker(self) -> None:
         """Wake a worker that sleeps. The lock is held, so that the path is not closed."""
         if not self._closed:
-            os.eventfd_write(self._doorbell, 1)
-            self._sleepers.may_poll(pollers.woke(self._ring))
+            bells.ring(self._ring.worker_bell)
+            self._sleepers.woke_worker()
 
     def _collect(self) -> bool:
         """End the asynchronous calls that have ended in the ring; return whether there were any."""
@@ -415,8 +417,9 @@ class RingCallPath:
         if answer & layout.RING_DOORBELL:
             with self._lock:
                 self._wake_worker()
-            answer = layout.RING_PENDING
-        if answer == layout.RING_PENDING:
+            # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
+            answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
+        elif answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))
         if self._unsent:
             with self._lock:
@@ -433,7 +436,7 @@ class RingCallPath:
     def _submit_when_there_is_room(self, request: Request) -> int:
         while True:
             with self._lock:
-                answer = layout.RING_LOST if self._lost else self._ring.submit(request, layout.CALL_TIMED)
+                answer = layout.RING_LOST if self._lost else self._ring.submit(request)
                 if answer != layout.RING_FULL:
                     return answer
                 self._room.wait(ROOM_STEP)

@@ -83,6 +83,7 @@ class Instance:
         self._barred = {receiver.identity}  # threads that must not wait for calls; see `check_may_wait`
         self._path = RingCallPath(
             spawned.instance,
+            worker=spawned.pid,
             core=core,
             functions=module.signatures,
             channel=channel,

@@ -73,7 +73,7 @@ INVARIANTS: Final = {
 """What should hold, by what `verify` found broken."""
 
 
-RING_FUNCTIONS: Final = ("ring_next", "ring_end")
+RING_FUNCTIONS: Final = ("ring_next", "ring_end", "ring_park", "ring_unpark")
 
 
 class AllocatorStatistics(NamedTuple):

@@ -243,13 +243,13 @@ class Guest:
             name: Its function that runs calls.
 
         Returns:
-            That function: takes a number and returns one.
+            That function: takes two numbers and returns one.
         """
         fuel = (seam.FUEL_GIVEN, seam.FUEL) if self._fuel is not None else ()
         imports = [*core, *(self._exports[export] for export in (*exports, *fuel))]
         made = wasmtime.Instance(self._store, dispatcher, imports).exports(self._store)[name]
         assert isinstance(made, wasmtime.Func)
-        return ExportedFunction(self._store, made, name, FunctionType(("i32",), ("i32",)))
+        return ExportedFunction(self._store, made, name, FunctionType(("i32", "i32"), ("i32",)))
 
     def _make_imports(
         self, nest: Nest, module: wasmtime.Module, description: ModuleDescription, numbers: Mapping[ImportName, float]

@@ -126,7 +126,7 @@ class Instance:
         return messages.MemoryShared(request=request.request, size=shared.size, capacity=shared.capacity), descriptors
 
     def _alarm(self) -> Alarm | None:
-        return None if self.calls is None else self.calls.interrupter.alarm
+        return None if self.calls is None else self.calls.watcher.alarm
 
     def _initialize(self) -> None:
         guest = self._running_guest()

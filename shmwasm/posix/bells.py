@@ -1,0 +1,98 @@
+"""Bells: where one thread sleeps until another, in whichever process, rings.
+
+Theory
+------
+A bell is a semaphore of the C library in shared memory: `ring` adds one to its count, `wait` takes one away, or sleeps until there
+is one. So no ring is missed, whoever comes first, and one that nobody waited for ends the next wait at once.
+
+What it has over an eventfd is that ringing and waiting are C functions of one argument: compiled wasm calls them without entering
+Python (see `engine.natives`), which where nothing is in the processor's caches takes longer than the sleep and the wake-up together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from typing import Final
+
+from shmwasm.addresses import NativeAddress
+from shmwasm.errors import UnsupportedError
+
+SIZE: Final = 64
+"""Bytes that a bell may take."""
+
+_NS: Final = 1_000_000_000
+_SHARED: Final = 1
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+# Handles of our own, with the arguments that each call needs. Those that never sleep keep the interpreter's lock.
+_quick = ctypes.PyDLL(None, use_errno=True)
+_make = _quick["sem_init"]
+_make.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
+_ring = _quick["sem_post"]
+_ring.argtypes = [ctypes.c_void_p]
+_slow = ctypes.CDLL(None, use_errno=True)
+if hasattr(_slow, "sem_clockwait"):
+    _CLOCK = time.CLOCK_MONOTONIC
+    _clock_wait = _slow["sem_clockwait"]
+    _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
+
+    def _wait(address: NativeAddress, limit: _Timespec) -> int:
+        ended: int = _clock_wait(address, _CLOCK, limit)
+        return ended
+
+else:  # glibc before 2.30, and musl: if the system's clock is set back, a wait takes so much longer
+    _CLOCK = time.CLOCK_REALTIME
+    _wait = _slow["sem_timedwait"]
+    _wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Timespec)]
+
+
+def native(name: str) -> int:
+    """Return where a function of the C library is: `sem_wait` or `sem_post`, say."""
+    address = ctypes.cast(_slow[name], ctypes.c_void_p).value
+    assert address is not None, "it is loaded"
+    return address
+
+
+def check() -> None:
+    """Check that what compiled wasm is told by `sem_wait` and `sem_post` is a null pointer (see `engine.natives`).
+
+    Raises:
+        UnsupportedError: It is not.
+    """
+    memory = (ctypes.c_uint64 * (SIZE // 8))()
+    bell = NativeAddress(ctypes.addressof(memory))
+    make(bell)
+    for name in ("sem_post", "sem_wait"):
+        function = _quick[name]
+        function.restype = ctypes.c_uint64  # all of the register
+        function.argtypes = [ctypes.c_void_p]
+        answer = function(bell)
+        if answer != 0:
+            raise UnsupportedError("this C library", f"its {name} leaves {answer:#x} where wasm expects a null pointer")
+
+
+def make(address: NativeAddress) -> None:
+    """Make a bell at an address, a multiple of 8 in shared memory, that nobody uses yet."""
+    if _make(address, _SHARED, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def ring(address: NativeAddress) -> None:
+    """Wake one who waits, or let the next one not sleep."""
+    _ring(address)  # it fails only where 2**31 rings were not heard: then nobody sleeps
+
+
+def wait(address: NativeAddress, seconds: float) -> bool:
+    """Wait until the bell is rung, at most so long; return whether it was.
+
+    A signal ends it early. Its Python handler runs then, and may raise.
+    """
+    until = time.clock_gettime_ns(_CLOCK) + int(seconds * _NS)
+    rung: bool = _wait(address, _Timespec(until // _NS, until % _NS)) == 0
+    return rung
