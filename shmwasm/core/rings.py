@@ -388,9 +388,9 @@ class WorkerRing:
         self.bell = core.native_address(self.address + layout.RING_WORKER_BELL)
         self.end_bell = core.native_address(self.address + layout.RING_END_BELL)
 
-    def imports(self) -> list[wasmtime.Func | wasmtime.Memory]:
-        """Return what a dispatcher imports from `dispatching.CORE`."""
-        return [self._core.ring_exports[name] for name in CORE_IMPORTS]
+    def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
+        """Return what a dispatcher imports from `dispatching.CORE`, by name and in its order."""
+        return {name: self._core.ring_exports[name] for name in CORE_IMPORTS}
 
     def slot(self) -> int:
         """Return the slot of the call that was taken last."""

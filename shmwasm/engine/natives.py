@@ -30,6 +30,6 @@ def native_function(store: wasmtime.Store, function: int, argument: int) -> wasm
     """Return a wasm function without parameters and results that calls the C function at an address with that argument."""
     made = bindings.wasmtime_func_t()
     context = ctypes.cast(store._context(), ctypes.c_void_p)  # noqa: SLF001
-    kind = ctypes.cast(_NOTHING.ptr(), ctypes.c_void_p)  # type: ignore[no-untyped-call]
+    kind = ctypes.cast(_NOTHING.ptr(), ctypes.c_void_p)
     _new_function(context, kind, function, argument, None, ctypes.byref(made))
     return wasmtime.Func._from_raw(made)  # noqa: SLF001

@@ -37,19 +37,11 @@ _make.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
 _ring = _quick["sem_post"]
 _ring.argtypes = [ctypes.c_void_p]
 _slow = ctypes.CDLL(None, use_errno=True)
-if hasattr(_slow, "sem_clockwait"):
-    _CLOCK = time.CLOCK_MONOTONIC
-    _clock_wait = _slow["sem_clockwait"]
+_timed_wait = _slow["sem_timedwait"]
+_timed_wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Timespec)]
+_clock_wait = _slow["sem_clockwait"] if hasattr(_slow, "sem_clockwait") else None
+if _clock_wait is not None:
     _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
-
-    def _wait(address: NativeAddress, limit: _Timespec) -> int:
-        ended: int = _clock_wait(address, _CLOCK, limit)
-        return ended
-
-else:  # glibc before 2.30, and musl: if the system's clock is set back, a wait takes so much longer
-    _CLOCK = time.CLOCK_REALTIME
-    _wait = _slow["sem_timedwait"]
-    _wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Timespec)]
 
 
 def native(name: str) -> int:
@@ -93,6 +85,18 @@ def wait(address: NativeAddress, seconds: float) -> bool:
 
     A signal ends it early. Its Python handler runs then, and may raise.
     """
-    until = time.clock_gettime_ns(_CLOCK) + int(seconds * _NS)
-    rung: bool = _wait(address, _Timespec(until // _NS, until % _NS)) == 0
+    if _clock_wait is None:
+        return wait_by_wall_clock(address, seconds)
+    rung: bool = _clock_wait(address, time.CLOCK_MONOTONIC, _after(seconds, time.CLOCK_MONOTONIC)) == 0
     return rung
+
+
+def wait_by_wall_clock(address: NativeAddress, seconds: float) -> bool:
+    """Wait as `wait`, with what every C library has. If the system's clock is set back meanwhile, it takes so much longer."""
+    rung: bool = _timed_wait(address, _after(seconds, time.CLOCK_REALTIME)) == 0
+    return rung
+
+
+def _after(seconds: float, clock: int) -> _Timespec:
+    until = time.clock_gettime_ns(clock) + int(seconds * _NS)
+    return _Timespec(until // _NS, until % _NS)

@@ -81,7 +81,7 @@ class RingCalls:
         self._names = dispatched(guest.types)
         store = ground.nest.store
         given = (
-            *self._ring.imports(),
+            *self._ring.imports().values(),
             native_function(store, bells.native("sem_wait"), self._ring.bell),
             native_function(store, bells.native("sem_post"), self._ring.end_bell),
         )

@@ -38,6 +38,7 @@ from shmwasm.errors import ProtocolError
 from shmwasm.posix import futexes
 from shmwasm.worker.links import give_up, leave
 
+
 class InterruptedWaitError(Exception):
     """Ends the call of a guest that slept when it was interrupted. It does not leave the process."""
 
