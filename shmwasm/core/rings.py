@@ -377,6 +377,18 @@ class WorkerRing:
         """Return what a dispatcher imports from `dispatching.CORE`, by name."""
         return self._core.ring_exports
 
+    def memory(self) -> memoryview:
+        """Return all of the ring, as bytes, until it is closed."""
+        return self._core.view(self.address, layout.RING_SIZE)
+
+    def next(self) -> int:
+        """Take a call, as a dispatcher does; return its slot, or, below RING_FIRST_SLOT, why there is none: RING_PARK and so on.
+
+        Raises:
+            wasmtime.Trap: See `end`.
+        """
+        return self._core.call("ring_next", self.address)
+
     def slot(self) -> int:
         """Return the slot of the call that was taken last."""
         return self._core.call("ring_running", self.address)

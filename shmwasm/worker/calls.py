@@ -4,7 +4,8 @@ Theory
 ------
 The dispatcher (`core.dispatching`) takes calls and ends them without leaving wasm. It comes back when it has nothing to do, or
 something that it cannot do, or when the guest stopped. In the last case its frames are gone, and with them the call that it ran:
-that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why.
+that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why. (Fresh
+calls have no dispatcher: see `fresh`.)
 
 What a call may expect of the store's deadline is said in `interrupting`. While a call that stopped is being ended, the deadline
 lies far ahead: its tick may be on its way, and must not trap in the core's own code, which is entered for that.
@@ -13,6 +14,7 @@ lies far ahead: its tick may be on its way, and must not trap in the core's own 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -43,17 +45,20 @@ if TYPE_CHECKING:
 DESCRIPTORS: Final = 4
 """How many come with `messages.OpenRing`: the ring, the doorbell, the completion, the interrupt."""
 
+INITIALIZE: Final = "_initialize"
+"""What a WASI reactor wants to be called before all else."""
+
 INVALID_FREE: Final = "invalid_free"
 """The code of a trap because the guest freed what is no live block."""
 
 
-class RingCalls:
+class RingCalls(ABC):
     """Runs what a client calls through its ring. It is what the core rings its bells with, too (see `Attachment.open_ring`).
 
     Args:
         number: The instance's number, for errors.
         guest: Whose functions are called.
-        ground: The module's dispatcher, and the core.
+        ground: The core.
         client: Who is told of traps.
         descriptors: Those of `messages.OpenRing`, which are taken over.
 
@@ -78,9 +83,6 @@ class RingCalls:
         self._ring = ground.attachment.open_ring(segment, self)
         os.close(segment)
         self._names = dispatched(guest.types)
-        given = [self._ring.imports()[name] for name in ("memory", "ring_next", "ring_end")]
-        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
-        self._arguments = (self._ring.address,)
         self._interrupt = interrupt
         self.interrupter = Interrupter(guest.tick, interrupt, client.fileno())
 
@@ -89,14 +91,9 @@ class RingCalls:
         """The number of the call that runs."""
         return self._ring.sequence
 
+    @abstractmethod
     def run(self) -> int:
-        """Run calls until the dispatcher asks for something; return what: `layout.RING_PARK` and so on."""
-        while True:
-            try:
-                return int(self._run.call(self._arguments)[0])
-            except GuestTrapError as error:
-                stopped = error
-            self._end_stopped(stopped)
+        """Run calls until something else is to be done; return what: `layout.RING_PARK` and so on."""
 
     def allow(self, calls: int) -> None:
         """Come back with `layout.RING_PAUSE` after so many calls."""
@@ -161,7 +158,7 @@ class RingCalls:
         call = self._ring.call_of(slot)
         if interrupted:
             status = layout.CALL_OVERDUE
-        elif self._left(call, stopped):
+        elif self._left(self._name(call), stopped):
             status = layout.CALL_RETURNED
             if call.calls:
                 self._ring.advance(slot)
@@ -172,14 +169,33 @@ class RingCalls:
         self._ring.end(slot, status, interrupted=interrupted)
         self._guest.resume_from_interruption()
 
-    def _left(self, call: RunningCall, stopped: GuestTrapError) -> bool:
+    def _left(self, export: str, stopped: GuestTrapError) -> bool:
         """Return whether the guest left its function by WASI's `proc_exit`, as a program leaves `main`."""
-        return stopped.description.exit_code == 0 and not self._guest.types[self._name(call)].results
+        return stopped.description.exit_code == 0 and not self._guest.types[export].results
 
     def _name(self, call: RunningCall) -> str:
         if call.export >= len(self._names):
             raise ProtocolError(f"the client called function {call.export} of {len(self._names)}")
         return self._names[call.export]
+
+
+class DispatchedCalls(RingCalls):
+    """Calls of one guest, which the module's dispatcher in `ground` runs. Takes and raises what `RingCalls` does."""
+
+    def __init__(self, number: int, guest: Guest, ground: Ground, client: ClientLink, descriptors: Sequence[int]) -> None:
+        super().__init__(number, guest, ground, client, descriptors)
+        given = [self._ring.imports()[name] for name in ("memory", "ring_next", "ring_end")]
+        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
+        self._arguments = (self._ring.address,)
+
+    def run(self) -> int:
+        """See `RingCalls`."""
+        while True:
+            try:
+                return int(self._run.call(self._arguments)[0])
+            except GuestTrapError as error:
+                stopped = error
+            self._end_stopped(stopped)
 
 
 def error_of(instance: int, export: str, stopped: GuestTrapError, *, fuel: int | None = None) -> ShmwasmError:
