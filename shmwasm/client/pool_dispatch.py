@@ -60,6 +60,8 @@ class Member:
     """Whether something was taken back from behind what it runs: it is given nothing more until that has ended."""
     retiring: bool = False
     """Whether it is let go as soon as it runs nothing."""
+    worn: bool = False
+    """Whether it is let go as soon as there is another one in its place."""
 
 
 class Dispatcher:
@@ -445,6 +447,7 @@ class Dispatcher:
         self._start_failure = error
         if error is None:
             self._adopt(spawned.result())
+            self._let_go_of_worn()
         else:
             self._growth.failed(time.monotonic())
 
@@ -567,6 +570,7 @@ class Dispatcher:
             self._behind[member] = None
         if self._options.recycle_after is not None and member.taken >= self._options.recycle_after:
             member.retiring = True
+        member.worn |= self._options.is_worn(member.taken)
 
     def _launch(self, member: Member, flight: Flight, work: Job | Lot) -> int:
         """Give something to an instance's line; return how many calls that are."""
@@ -607,6 +611,16 @@ class Dispatcher:
             if not idle_too_long(member.idle_since, self._present(), self._options, now):
                 break
             self._dismiss(member)
+
+    def _let_go_of_worn(self) -> None:
+        """Let go of an instance in whose place another one has come."""
+        worn = next((member for member in self._members.values() if member.worn and not member.retiring), None)
+        if worn is None:
+            return
+        worn.retiring = True
+        if not worn.flights:
+            self._statistics.replaced += 1
+            self._dismiss(worn)
 
     def _make(self, waiting: float | None, now: float) -> None:
         """Begin to make instances that are missing."""
@@ -653,7 +667,7 @@ class Dispatcher:
         starting.add_done_callback(lambda done: self._tell(self._started, done))
 
     def _present(self) -> int:
-        return sum(not member.retiring for member in self._members.values())
+        return sum(not (member.retiring or member.worn) for member in self._members.values())
 
     def _waiting_since(self) -> float | None:
         """Return when what has waited for the longest began to wait, about."""

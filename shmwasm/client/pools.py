@@ -19,7 +19,7 @@ from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
 from shmwasm.client.outputs import Output
 from shmwasm.client.pool_dispatch import Dispatcher, Spawn
-from shmwasm.client.pool_life import PoolOptions
+from shmwasm.client.pool_life import FRESH_LOT, PoolOptions
 from shmwasm.client.pool_lines import Job, Request
 from shmwasm.client.pool_statistics import PoolStatistics
 from shmwasm.core import layout
@@ -316,6 +316,8 @@ class InstancePool(Executor):
         largest = 1 if kind is None else layout.RING_BATCH_SIZE // (CELL * columns)
         if chunksize is not None:
             largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
+        if self._options.fresh:
+            largest = min(largest, FRESH_LOT)
         limit = checks.time_limit(call_timeout) or self._options.timeout
         return Wishes(
             timeout=limit,
