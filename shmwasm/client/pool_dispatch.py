@@ -343,8 +343,11 @@ class Dispatcher:
             return
         now = time.monotonic()
         began = flight.began or flight.given
-        # A call that its user was told to be running is not begun again, although it is known not to have begun.
-        landing.begun |= isinstance(flight.work, Job) and (flight.work.begun or flight.work.only_there or self._aborted)
+        # A call that its user was told to be running is not begun again, although it is known not to have begun. But workers of
+        # fresh calls may end between two of them.
+        if isinstance(flight.work, Job):
+            running = flight.work.begun and not self._options.fresh
+            landing.begun |= running or flight.work.only_there or self._aborted
         member.flights.remove(flight)
         self._behind.pop(member, None)
         member.stalled = False
