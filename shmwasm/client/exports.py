@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from shmwasm.client.instances import Instance
+    from shmwasm.client.modules import Module
     from shmwasm.client.side_channel import Number
 
 _PLAIN: Final = frozenset({int, float})
@@ -41,6 +42,7 @@ class CallFuture(Future[Any]):
         """Cancel the call if it has not begun; return whether it is cancelled."""
         if self.done() or not self._path.cancel(self.call):
             return self.cancelled()
+        self.call.ended = _nobody_waits
         # Only one cancel gets here: the call changes its state once.
         return super().cancel() and not self.set_running_or_notify_cancel()
 
@@ -50,6 +52,7 @@ class CallFuture(Future[Any]):
 
     def end(self, results: list[Number] | None, error: BaseException | None) -> None:
         """Take the call's end, unless it was cancelled."""
+        self.call.ended = _nobody_waits  # or the two would keep each other until the garbage collector comes
         if not self.cancelled():
             with contextlib.suppress(InvalidStateError):  # it was cancelled this moment
                 complete(self, results_of(results or []), error)
@@ -162,12 +165,18 @@ class MeteredExport(BoundExport):
 
 
 class Exports:
-    """The exported functions of an instance, as attributes and by name."""
+    """The exported functions of an instance, as attributes and by name.
 
-    def __init__(self, instance: Instance, path: RingCallPath, barred: set[int]) -> None:
-        self._instance = instance
-        self._path = path
-        self._barred = barred
+    Args:
+        module: What exports them.
+        number: The instance's number, for errors.
+        bind: Makes one of a name.
+    """
+
+    def __init__(self, module: Module, number: int, bind: Callable[[str], BoundExport]) -> None:
+        self._module = module
+        self._number = number
+        self._new = bind
         self._bound: dict[str, BoundExport] = {}
 
     def __getitem__(self, name: str) -> BoundExport:
@@ -186,26 +195,29 @@ class Exports:
         return bound
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._instance.module.exports)
+        return iter(self._module.exports)
 
     def __len__(self) -> int:
-        return len(self._instance.module.exports)
+        return len(self._module.exports)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._instance.module.exports
+        return name in self._module.exports
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._instance.module.exports]
+        return [*super().__dir__(), *self._module.exports]
 
     def _bind(self, name: str) -> BoundExport:
         if not isinstance(name, str):
             raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
-        if name not in self._instance.module.exports:
-            raise errors.UnknownExportError(self._instance.number, name, sorted(self._instance.module.exports))
+        if name not in self._module.exports:
+            raise errors.UnknownExportError(self._number, name, sorted(self._module.exports))
         # Another thread may bind it at the same time: one is as good as the other.
-        kind = MeteredExport if self._instance.module.metered else BoundExport
-        bound = self._bound[name] = kind(self._instance, self._path, name, self._barred)
+        bound = self._bound[name] = self._new(name)
         return bound
+
+
+def _nobody_waits(_results: list[Number] | None, _error: BaseException | None) -> None:
+    """Take the end of a call whose future is done."""
 
 
 def _settle(waiter: asyncio.Future[Any], results: list[Number] | None, error: BaseException | None) -> None:

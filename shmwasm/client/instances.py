@@ -7,7 +7,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress, address64
@@ -16,7 +17,7 @@ from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import RingCallPath
 from shmwasm.client.connection import Connection, Receiver, close_descriptors
-from shmwasm.client.exports import Exports
+from shmwasm.client.exports import BoundExport, Exports, MeteredExport
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
@@ -44,6 +45,7 @@ class Instance:
         module: The module that it is an instance of.
         number: Its number, unique in its coordinator.
         fuel: What a call may use that says nothing else; None for no limit.
+        fresh: Whether each call runs in private memory, globals and tables that no call has used before (see `Runtime.pool`).
         pid: Its worker's process id, as the coordinator's launcher sees it.
         when_gone: Called, in the receiver thread, once the worker is gone.
     """
@@ -57,6 +59,7 @@ class Instance:
         core: Core,
         shared_heap: SharedHeap | None,
         fuel: int | None,
+        fresh: bool = False,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
@@ -67,6 +70,7 @@ class Instance:
         self.number = spawned.instance
         self.pid = spawned.pid
         self.fuel = fuel
+        self.fresh = fresh
         self._shared_heap = shared_heap
         self._connection = connection
         self._receiver = receiver
@@ -89,10 +93,10 @@ class Instance:
             channel=channel,
             receiver=receiver,
             host_function=self._run_host_function,
-            kill=self._kill_soon,
+            kill=partial(_kill_soon, connection, spawned.instance),
             translate=module.translate,
         )
-        self.exports = Exports(self, self._path, self._barred)
+        self.exports = Exports(module, self.number, self._bind)
 
     @property
     def alive(self) -> bool:
@@ -118,9 +122,15 @@ class Instance:
 
         Raises:
             WorkerLostError: The worker is gone.
-            UnsupportedError: The module exports no memory.
+            UnsupportedError: The module exports no memory, or the instance has another one for each call.
             ClosedError: The instance was closed.
         """
+        if self.fresh:
+            raise errors.UnsupportedError(f"a view of the memory of {self!r}", "each of its calls has a memory of its own")
+        return self._view_memory()
+
+    def _view_memory(self) -> memoryview:
+        """Return the memory of the guest that is there now."""
         self._receiver.check_may_block()
         self.require_open()
         answered: Future[memoryview] = Future()
@@ -262,16 +272,12 @@ class Instance:
     def dismiss(self) -> None:
         """End the worker and let go of the instance without waiting for either: nobody holds it."""
         self.when_gone = self.discard
-        self._kill_soon()
+        _kill_soon(self._connection, self.number)
 
     def exited(self, exit_signal: int | None, exit_code: int | None) -> None:
         """Take note that the worker is gone: everything under way fails."""
-
-        def build(running: str | None) -> errors.WorkerLostError:
-            return errors.WorkerLostError(self.number, self.pid, exit_signal, exit_code, running)
-
         self._exited = True
-        self._path.lose(build)
+        self._path.lose(partial(errors.WorkerLostError, self.number, self.pid, exit_signal, exit_code))
         self._gone.set()  # whoever waits for it may release the path
         if self.when_gone is not None:
             self.when_gone()
@@ -342,21 +348,26 @@ class Instance:
         return address64(address) if self.module.is_64 else address
 
     def _release(self) -> None:
+        """Let go of everything, also of what refers to the instance: else it would stay until the garbage collector comes."""
         self._path.close()
         if self._memory is not None:
             self._memory.close()
         self._forget(self)
+        self.when_gone = None
+        self.exports = Exports(self.module, self.number, partial(_refuse, self.number))
+
+    def _bind(self, export: str) -> BoundExport:
+        kind = MeteredExport if self.module.metered else BoundExport
+        return kind(self, self._path, export, self._barred)
 
     def _memory_as_of(self, message: messages.MemoryShared, descriptors: list[int]) -> memoryview:
-        if self._memory is None:
-            if not descriptors:
-                raise errors.ProtocolError("the worker shared its memory without a descriptor")
+        if descriptors:
+            if self._memory is not None:
+                self._memory.close()  # of another guest, which is done with
             self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
+        if self._memory is None:
+            raise errors.ProtocolError("the worker shared its memory without a descriptor")
         return self._memory.view[: message.size]
-
-    def _kill_soon(self) -> None:
-        """Have the worker killed without waiting for it: the receiver thread cannot."""
-        self._connection.begin(lambda number: messages.Kill(request=number, instance=self.number))
 
     def _run_host_function(self, index: int, arguments: list[Number]) -> list[Number]:
         self._barred.add(threading.get_ident())
@@ -364,7 +375,7 @@ class Instance:
             function = self.module.client_function(index)
             kinds = self.module.import_type(index).results
             is_64 = self.module.is_64
-            with Caller(self.number, memory=lambda: self.memory, heaps=self._regions, is_64=is_64) as caller:
+            with Caller(self.number, memory=self._view_memory, heaps=self._regions, is_64=is_64) as caller:
                 converted = converted_results(kinds, function(caller, *arguments))
         except BaseException as error:  # noqa: BLE001  whatever it is traps the guest, which would wait for ever otherwise
             name, details = type(error).__name__, traceback.format_exc()
@@ -394,3 +405,13 @@ class Instance:
         if self._shared_heap is None:
             return []
         return [Region(self.guest_address(heap.start), heap.view) for heap in self._heaps_of(self._shared_heap)]
+
+
+def _kill_soon(connection: Connection, instance: int) -> None:
+    """Have a worker killed without waiting for it: the receiver thread cannot."""
+    connection.begin(lambda number: messages.Kill(request=number, instance=instance))
+
+
+def _refuse(instance: int, _export: str) -> NoReturn:
+    """Bind no export any more."""
+    raise errors.ClosedError(f"instance {instance}")

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 from shmwasm import errors
 from shmwasm.client.connection import Receiver, close_descriptors, error_of
@@ -121,8 +122,9 @@ class SideChannel:
             answered(None, [], error)
 
     def close(self) -> None:
-        """Read no more, and close the channel. May be called twice."""
+        """Read no more, run no host function any more, and close the channel. May be called twice."""
         self._receiver.remove(self)
+        self._host_function = _refuse
         self._channel.close()
 
     def abandon(self) -> None:
@@ -209,9 +211,16 @@ class SideChannel:
         except errors.HostFunctionError as error:
             code, facts = errors.to_wire(error)
             reply = messages.HostReturn(code=code, facts=facts)
+        except errors.ClosedError:
+            return  # the instance was closed before the function began
         try:
             self._channel.send(codec.encode(reply))
         except errors.ClosedError:
             return  # the worker died while the function ran: its call fails with `WorkerLostError`
         except errors.ShmwasmError:
             self._kill()  # it would wait for ever
+
+
+def _refuse(_index: int, _arguments: list[Number]) -> NoReturn:
+    """Run no host function: the instance may be gone."""
+    raise errors.ClosedError("the call channel")

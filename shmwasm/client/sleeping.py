@@ -1,4 +1,4 @@
-"""How a thread waits for its call: it looks, as long as that may be quicker than to sleep, and then sleeps until the call has ended.
+"""How a thread waits for its call: it looks, as long as that may be quicker than to sleep, and then it sleeps.
 
 Theory
 ------

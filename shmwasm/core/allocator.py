@@ -19,7 +19,7 @@ import operator
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 import wasmtime
 
@@ -162,6 +162,8 @@ class Core:
         assert isinstance(memory, wasmtime.Memory)
         self.ring_exports["memory"] = memory
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
+        # One view of all that there ever can be: ctypes makes a new type for each length, which only the garbage collector takes.
+        self._memory = memoryview((ctypes.c_char * layout.WINDOW_END).from_address(self._base)).cast("B")
         self.call("initialize")
         self.own(owner)
         words = ctypes.c_uint32 * (layout.EXCHANGE_SIZE // 4)
@@ -268,7 +270,7 @@ class Core:
 
     def view(self, place: int, size: int) -> memoryview:
         """Return `size` bytes of the core's memory; they must not be touched once they were unmapped, or the store is gone."""
-        return memoryview((ctypes.c_char * size).from_address(self._base + place)).cast("B")
+        return self._memory[place : place + size]
 
 
 class HeapSlot:
@@ -367,6 +369,9 @@ class HeapSlot:
         """Make every use raise `ClosedError`, also of `malloc` and `free` where somebody has kept them."""
         self._closed = reason
         self._cells.retire()
+        # The functions refer to this: were it the other way round too, all would stay until the garbage collector comes.
+        self.malloc = self.malloc_place = self.free = self.free_place = partial(_refuse, self.name, reason)
+        self.exhausted = partial(_refuse, self.name, reason)
 
     def install(self, size_class: int, ranges: Sequence[SlabRange]) -> None:
         """Take slabs into use that the coordinator assigned to this process.
@@ -475,6 +480,11 @@ def merged(ranges: list[SlabRange]) -> list[SlabRange]:
         else:
             found.append(given)
     return found
+
+
+def _refuse(name: str, reason: str, *_arguments: object, **_options: object) -> NoReturn:
+    """Use a heap no more."""
+    raise ClosedError(f"shared heap {name!r}", reason)
 
 
 def _index(value: object, what: str) -> int:

@@ -3,9 +3,10 @@
 Theory
 ------
 It lies between the core, which knows the ring, and the guest, whose exports it calls: take a call, load its arguments from the
-slot's cells, call, store the results in their place, end the call, take the next, or sleep until there is one. Which export has which type is known when the
-module is loaded, so there is code for each type; one table leads from an export's number to the code of its type, another to the
-export itself. The host is entered only for what wasm cannot do: to look at a message, and after a trap.
+slot's cells, call, store the results in their place, end the call, take the next, or sleep until there is one. Which export has
+which type is known when the module is loaded, so there is code for each type; one table leads from an export's number to the code
+of its type, another to the export itself. The host is entered only for what wasm cannot do: to look at a message, and after a
+trap.
 
 (Code for each export would need no second table. But all of it would be one function, and what a compiler takes for that grows
 with its square: twelve seconds for a module with a thousand exports.)

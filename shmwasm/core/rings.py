@@ -78,7 +78,7 @@ class ClientRing:
         self._pools: dict[int, list[Request]] = {}
         self._hot_pools: list[list[Request]] = []
         self._batches: list[Request] = []
-        self.left_running: Callable[[int], None] = lambda _sequence: None
+        self.left_running: Callable[[int], None] = _nothing
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
@@ -122,8 +122,7 @@ class ClientRing:
         def new() -> Request | None:
             if self._closed is not None:
                 return None
-            request = self._new_request(number, kind, pool)
-            return request
+            return self._new_request(number, kind, pool)
 
         steps = Steps(new, convert, finish, self.withdraw)
         return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
@@ -266,6 +265,7 @@ class ClientRing:
     def retire(self, reason: str = "is closed") -> None:
         """Make every later use find no ring."""
         self._closed = reason
+        self.left_running = _nothing
         for request in self._made:
             request.belong(0)
 
@@ -323,6 +323,10 @@ class ClientRing:
             except IndexError:
                 return
             self._core.requests[request.capacity].append(request.place)
+
+
+def _nothing(_sequence: int) -> None:
+    """Do nothing about a call that was left running."""
 
 
 _TAKEN: Final = 128
@@ -391,6 +395,18 @@ class WorkerRing:
     def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
         """Return what a dispatcher imports from `dispatching.CORE`, by name and in its order."""
         return {name: self._core.ring_exports[name] for name in CORE_IMPORTS}
+
+    def memory(self) -> memoryview:
+        """Return all of the ring, as bytes, until it is closed."""
+        return self._core.view(self.address, layout.RING_SIZE)
+
+    def next(self) -> int:
+        """Take a call, as a dispatcher does; return its slot, or, below RING_FIRST_SLOT, why there is none: RING_PARK and so on.
+
+        Raises:
+            wasmtime.Trap: See `end`.
+        """
+        return self._core.call("ring_next", self.address)
 
     def slot(self) -> int:
         """Return the slot of the call that was taken last."""

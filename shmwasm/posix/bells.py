@@ -2,11 +2,11 @@
 
 Theory
 ------
-A bell is a semaphore of the C library in shared memory: `ring` adds one to its count, `wait` takes one away, or sleeps until there
-is one. So no ring is missed, whoever comes first, and one that nobody waited for ends the next wait at once.
+A bell is a semaphore of the C library in shared memory: `ring` adds one to its count, `wait` takes one away, or sleeps until
+there is one. So no ring is missed, whoever comes first, and one that nobody waited for ends the next wait at once.
 
 What it has over an eventfd is that ringing and waiting are C functions of one argument: compiled wasm calls them without entering
-Python (see `engine.natives`), which where nothing is in the processor's caches takes longer than the sleep and the wake-up together.
+Python (see `engine.natives`), which takes longer than sleep and wake-up together where nothing is in the processor's caches.
 """
 
 from __future__ import annotations

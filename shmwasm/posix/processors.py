@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _PROCESSOR: Final = 36
-"""Which field of `/proc/PID/stat` after the process's name is the processor that it runs on, or ran on (proc(5): the 39th of all)."""
+"""Which field of `/proc/PID/stat`, after the process's name, is the processor that it ran on last (proc(5): the 39th of all)."""
 
 _current = ctypes.PyDLL(None)["sched_getcpu"]
 

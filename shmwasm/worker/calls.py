@@ -4,7 +4,8 @@ Theory
 ------
 The dispatcher (`core.dispatching`) takes calls and ends them without leaving wasm. It comes back when it has nothing to do, or
 something that it cannot do, or when the guest stopped. In the last case its frames are gone, and with them the call that it ran:
-that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why.
+that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why. (Fresh
+calls have no dispatcher: see `fresh`.)
 
 What a call may expect of the store's deadline is said in `watching`. While a call that stopped is being ended, the deadline
 lies far ahead: its tick may be on its way, and must not trap in the core's own code, which is entered for that.
@@ -13,6 +14,7 @@ lies far ahead: its tick may be on its way, and must not trap in the core's own 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -44,17 +46,20 @@ if TYPE_CHECKING:
 DESCRIPTORS: Final = 3
 """How many come with `messages.OpenRing`: the ring, the completion, the interrupt."""
 
+INITIALIZE: Final = "_initialize"
+"""What a WASI reactor wants to be called before all else."""
+
 INVALID_FREE: Final = "invalid_free"
 """The code of a trap because the guest freed what is no live block."""
 
 
-class RingCalls:
+class RingCalls(ABC):
     """Runs what a client calls through its ring. It is what the core rings its bells with, too (see `Attachment.open_ring`).
 
     Args:
         number: The instance's number, for errors.
         guest: Whose functions are called.
-        ground: The module's dispatcher, and the core.
+        ground: The core.
         client: Who is told of traps.
         descriptors: Those of `messages.OpenRing`, which are taken over.
 
@@ -79,34 +84,21 @@ class RingCalls:
         self._ring = ground.attachment.open_ring(segment, self)
         os.close(segment)
         self._names = dispatched(guest.types)
-        store = ground.nest.store
-        given = (
-            *self._ring.imports().values(),
-            native_function(store, bells.native("sem_wait"), self._ring.bell),
-            native_function(store, bells.native("sem_post"), self._ring.end_bell),
-        )
-        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
         self._interrupt = interrupt
-        self.watcher = Watcher(guest.tick, interrupt, client.fileno(), self._call)
+        self.watcher = Watcher(guest.tick, interrupt, client.fileno(), self._call_attention)
 
     @property
     def running(self) -> int:
         """The number of the call that runs."""
         return self._ring.sequence
 
+    @abstractmethod
     def run(self, *, may_sleep: bool) -> int:
-        """Run calls until the dispatcher asks for something; return what.
+        """Run calls until something else is to be done; return what.
 
         Args:
             may_sleep: Whether to sleep while there is nothing to do. Otherwise `layout.RING_PARK` is returned then.
         """
-        arguments = self._ring.address, may_sleep
-        while True:
-            try:
-                return int(self._run.call(arguments)[0])
-            except GuestTrapError as error:
-                stopped = error
-            self._end_stopped(stopped)
 
     def attend(self) -> None:
         """Answer `layout.RING_ATTENTION`; messages are read after this."""
@@ -137,7 +129,7 @@ class RingCalls:
         self.watcher.meet()
         self._guest.resume_from_interruption()
 
-    def _call(self) -> None:
+    def _call_attention(self) -> None:
         """Have the main thread read messages before the next call: see `Watcher`."""
         self._ring.call_attention()
         bells.ring(self._ring.bell)
@@ -154,7 +146,7 @@ class RingCalls:
         call = self._ring.call_of(slot)
         if interrupted:
             status = layout.CALL_OVERDUE
-        elif self._left(call, stopped):
+        elif self._left(self._name(call), stopped):
             status = layout.CALL_RETURNED
             if call.calls:
                 self._ring.advance(slot)
@@ -162,18 +154,46 @@ class RingCalls:
             status = layout.CALL_TRAPPED
             code, facts = to_wire(error_of(self._number, self._name(call), stopped, fuel=self._guest.exhausted_fuel()))
             self._client.send(messages.Raised(request=call.sequence, code=code, facts=facts))
+        self._end(slot, status, interrupted=interrupted)
+
+    def _end(self, slot: int, status: int, *, interrupted: bool = False) -> None:
+        """End the call in a slot. The deadline of the store lies far ahead, and is set anew."""
         if self._ring.end(slot, status, interrupted=interrupted):
             bells.ring(self._ring.end_bell)
         self._guest.resume_from_interruption()
 
-    def _left(self, call: RunningCall, stopped: GuestTrapError) -> bool:
+    def _left(self, export: str, stopped: GuestTrapError) -> bool:
         """Return whether the guest left its function by WASI's `proc_exit`, as a program leaves `main`."""
-        return stopped.description.exit_code == 0 and not self._guest.types[self._name(call)].results
+        return stopped.description.exit_code == 0 and not self._guest.types[export].results
 
     def _name(self, call: RunningCall) -> str:
         if call.export >= len(self._names):
             raise ProtocolError(f"the client called function {call.export} of {len(self._names)}")
         return self._names[call.export]
+
+
+class DispatchedCalls(RingCalls):
+    """Calls of one guest, which the module's dispatcher in `ground` runs. Takes and raises what `RingCalls` does."""
+
+    def __init__(self, number: int, guest: Guest, ground: Ground, client: ClientLink, descriptors: Sequence[int]) -> None:
+        super().__init__(number, guest, ground, client, descriptors)
+        store, ring = ground.nest.store, self._ring
+        given = (
+            *ring.imports().values(),
+            native_function(store, bells.native("sem_wait"), ring.bell),
+            native_function(store, bells.native("sem_post"), ring.end_bell),
+        )
+        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
+
+    def run(self, *, may_sleep: bool) -> int:
+        """See `RingCalls`."""
+        arguments = self._ring.address, may_sleep
+        while True:
+            try:
+                return int(self._run.call(arguments)[0])
+            except GuestTrapError as error:
+                stopped = error
+            self._end_stopped(stopped)
 
 
 def error_of(instance: int, export: str, stopped: GuestTrapError, *, fuel: int | None = None) -> ShmwasmError:

@@ -2,9 +2,9 @@
 
 Theory
 ------
-The calls are the dispatcher's affair: it runs them, and sleeps while there are none. It comes back before the next call when there
-is a message, which is read then, as it may have waited for a long call; only `Stop` waits for the calls that the client made
-before. That there is one is noticed by the watcher's thread.
+The calls are the dispatcher's affair: it runs them, and sleeps while there are none. It comes back before the next call when
+there is a message, which is read then, as it may have waited for a long call; only `Stop` waits for the calls that the client
+made before. That there is one is noticed by the watcher's thread.
 """
 
 from __future__ import annotations
