@@ -85,6 +85,7 @@ class RingCallPath:
         host_function: Runs the client's host function of that index; called in a thread of its own.
         kill: Called when the worker does not come back from a call within its time limit and `GRACE`, or cannot be understood.
         translate: Called with each error that the worker sent.
+        preparation: Seconds that the worker may need before each call; they do not count for a call's time limit.
 
     Attributes:
         when_ended: Called in the receiver thread for each asynchronous call that has ended, with the times (`time.monotonic_ns`)
@@ -103,6 +104,7 @@ class RingCallPath:
         host_function: HostFunction,
         kill: Callable[[], None],
         translate: Callable[[BaseException], None] = lambda _error: None,
+        preparation: float = 0.0,
     ) -> None:
         self._instance = instance
         self._functions = functions
@@ -110,6 +112,7 @@ class RingCallPath:
         self._receiver = receiver
         self._kill = kill
         self._translate = translate
+        self._preparation = preparation
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._pending: dict[int, Call] = {}
@@ -317,7 +320,7 @@ class RingCallPath:
             # The worker runs them in this order: only the first may be late.
             first = self._timed[0] if self._timed else None
         if first is not None and first.clock is not None and first.sequence is not None:
-            due = first.clock.look(now, has_begun=self._has_begun(first.sequence))
+            due = self._look_at(first.clock, first.sequence, now)
             deadlines += [] if due is None else [due]
         return min(deadlines, default=None)
 
@@ -446,12 +449,12 @@ class RingCallPath:
         if clock is None:
             return None
         self._enforce(clock, request.sequence, self._end_soon)
-        return clock.look(time.monotonic(), has_begun=self._has_begun(request.sequence))
+        return self._look_at(clock, request.sequence, time.monotonic())
 
     def _enforce(self, clock: Clock, sequence: int, end_early: Callable[[int], None]) -> None:
         """Do what is due by the clock of a call that has not ended."""
         now = time.monotonic()
-        due = clock.look(now, has_begun=self._has_begun(sequence))
+        due = self._look_at(clock, sequence, now)
         if due is None or due > now or clock.began is None:
             return
         if clock.ended_early:
@@ -461,11 +464,12 @@ class RingCallPath:
             clock.ended_early = True
             end_early(sequence)
 
-    def _has_begun(self, sequence: int) -> bool:
-        """Return whether a call runs, or could run, as nothing is before it."""
+    def _look_at(self, clock: Clock, sequence: int, now: float) -> float | None:
+        """Look at a call that has not ended: it runs, could run as nothing is before it, or waits. Return when to look again."""
         if self._ring.state(sequence) != layout.CALL_SUBMITTED:
-            return True
-        return self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
+            return clock.look(now, has_begun=True)
+        has_begun = self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
+        return clock.look(now, has_begun=has_begun, preparation=self._preparation)
 
     def _end_soon(self, sequence: int) -> None:
         """Have the receiver end a call early."""

@@ -15,7 +15,7 @@ from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
-from shmwasm.client.calls import RingCallPath
+from shmwasm.client.calls import GRACE, RingCallPath
 from shmwasm.client.connection import Connection, Receiver, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport
 from shmwasm.client.heaps import SharedHeap
@@ -59,7 +59,7 @@ class Instance:
         core: Core,
         shared_heap: SharedHeap | None,
         fuel: int | None,
-        fresh: bool = False,
+        fresh: messages.FreshCalls | None,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
@@ -70,7 +70,7 @@ class Instance:
         self.number = spawned.instance
         self.pid = spawned.pid
         self.fuel = fuel
-        self.fresh = fresh
+        self.fresh = fresh is not None
         self._shared_heap = shared_heap
         self._connection = connection
         self._receiver = receiver
@@ -95,6 +95,8 @@ class Instance:
             host_function=self._run_host_function,
             kill=partial(_kill_soon, connection, spawned.instance),
             translate=module.translate,
+            # A worker that does not come back from preparing ends itself after the same grace.
+            preparation=0.0 if fresh is None else (fresh.time_limit or 0.0) + GRACE,
         )
         self.exports = Exports(module, self.number, self._bind)
 

@@ -457,8 +457,9 @@ class Runtime:
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
-                instance = self._add_instance(reply, descriptors[0], module, shared_heap, fuel, fresh=fresh is not None)
-                spawned.set_result(instance)
+                spawned.set_result(
+                    self._add_instance(reply, descriptors[0], module, shared_heap=shared_heap, fuel=fuel, fresh=fresh)
+                )
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
@@ -487,10 +488,10 @@ class Runtime:
         spawned: messages.Spawned,
         descriptor: int,
         module: Module,
+        *,
         shared_heap: SharedHeap | None,
         fuel: int | None,
-        *,
-        fresh: bool,
+        fresh: messages.FreshCalls | None,
     ) -> Instance:
         instance = Instance(
             spawned,

@@ -229,8 +229,7 @@ class FreshCalls(msgspec.Struct, frozen=True, kw_only=True):
     """Says that each call is to run in a guest that no call ran in before.
 
     With `init`, the first call of all is no user's: it prepares the guest for the second one, which runs in the same guest, and
-    is repeated on each guest to come. `time_limit`: seconds that a start function, and each other thing that prepares a guest,
-    may take; None for no limit.
+    is repeated on each guest to come. `time_limit`: seconds that making and preparing such a guest may take; None for no limit.
     """
 
     init: bool = False

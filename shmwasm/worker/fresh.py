@@ -20,9 +20,9 @@ tick is due but one that ends the making of a guest; while that runs no code of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from shmwasm.addresses import OS_PAGE
 from shmwasm.core import layout
@@ -37,6 +37,8 @@ from shmwasm.worker.links import leave
 if TYPE_CHECKING:
     from shmwasm.engine.guests import Guest
     from shmwasm.worker.instance import Ground, Instance
+
+R = TypeVar("R")
 
 MOST_GUESTS: Final = 1000
 """How many guests a process has: a store admits 10,000 instances, and WASI's adapters make three of each."""
@@ -195,23 +197,24 @@ class FreshCalls(RingCalls):
         """Make a guest, as the next call is to find it, in place of one that was retired, or note down why that cannot be."""
         self._changes = self._attachment.changes
         self._failure = None
+        if self._limit is not None:
+            self._limit.start()
         try:
             self._prepare_guest()
         except ShmwasmError as failure:
             self._failure = failure
+        if self._limit is not None and self._limit.stop():
+            self.watcher.meet()
         self._guest.resume_from_interruption()
 
     def _prepare_guest(self) -> None:
-        with self._guest_runs("it"):
-            guest = self._instance.renew()
+        guest = self._run("it", self._instance.renew)
         self._attachment.move(guest.window)
         self._guest = guest
         if guest.exports(INITIALIZE):
-            with self._guest_runs(f"its function {INITIALIZE!r}"):
-                self._instance.initialize()
+            self._run(f"its function {INITIALIZE!r}", self._instance.initialize)
         if self._init is not None:
-            with self._guest_runs(f"its init {self._init.export!r}"):
-                self._initialize(*self._init)
+            self._run(f"its init {self._init.export!r}", partial(self._initialize, *self._init))
         if self._last:
             guest.function(self._last)  # which the next call will most likely want
 
@@ -226,30 +229,26 @@ class FreshCalls(RingCalls):
             reason = error.trap if isinstance(error, WorkerTrapError) else error
             raise InstantiationError(self._number, f"its init {name!r} stopped: {reason}") from None
 
-    @contextmanager
-    def _guest_runs(self, what: str) -> Iterator[None]:
-        """Let code of the guest run that is being made, but not for longer than it may.
+    def _run(self, what: str, code: Callable[[], R]) -> R:
+        """Run what runs code of the guest that is being made, and return its result.
 
         Raises:
-            InstantiationError: It ran for longer, and was interrupted.
+            InstantiationError: The time for making a guest is over, and the code was interrupted, or not begun.
         """
-        limit = self._limit
-        if limit is not None:
-            limit.start()
         self._guest.resume_from_interruption()
         try:
-            yield
+            if not self._is_late():  # if it becomes late after this moment, the tick comes after it, too
+                return code()
         except Exception:
-            if limit is not None and limit.stop():
-                self.watcher.meet()
-                reason = f"{what} took longer than {limit.seconds} s"
-                raise InstantiationError(self._number, reason) from None
-            raise
-        else:
-            if limit is not None and limit.stop():
-                self.watcher.meet()
+            if not self._is_late():
+                raise
         finally:
             self._guest.ignore_interruptions()
+        assert self._limit is not None
+        raise InstantiationError(self._number, f"{what} took longer than {self._limit.seconds} s")
+
+    def _is_late(self) -> bool:
+        return self._limit is not None and self._limit.is_over
 
 
 class _Remains:

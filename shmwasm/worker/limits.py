@@ -29,7 +29,8 @@ class TimeLimit:
         self._timer = Timer(seconds, GRACE)
         self._lock = _thread.allocate_lock()
         self._due: float | None = None
-        self._rang = False
+        self.is_over = False
+        """Whether the time is over, and an interrupt was asked for."""
         self._started = False
 
     def start(self) -> None:
@@ -37,7 +38,7 @@ class TimeLimit:
         if not self._started:
             self._started = True
             _thread.start_new_thread(self._watch, ())
-        self._rang = False
+        self.is_over = False
         self._due = time.monotonic() + self.seconds
         self._timer.start()
 
@@ -46,7 +47,7 @@ class TimeLimit:
         with self._lock:
             self._due = None
         self._timer.stop()
-        return self._rang
+        return self.is_over
 
     def _watch(self) -> None:
         while True:
@@ -54,9 +55,9 @@ class TimeLimit:
             with self._lock:  # what has expired may have been stopped since, and even started again
                 if self._due is None or time.monotonic() < self._due:
                     continue
-                if self._rang:
+                if self.is_over:
                     sys.stderr.write(f"shmwasm worker: a guest was not made {GRACE} s after its time limit\n")
                     leave(os.EX_TEMPFAIL)
-                self._rang = True
+                self.is_over = True
                 self._due += GRACE
                 os.eventfd_write(self._interrupt, 1)
