@@ -150,7 +150,8 @@ class Line:
 
         def ended(progress: int | None, error: BaseException | None) -> None:
             if not flight.taken_back:
-                landing = Landing(good) if error is None else self._failure(flight, error, progress)
+                # A guest that leaves by exiting has returned, and ended its lot.
+                landing = Landing(progress or 0) if error is None else self._failure(flight, error, progress)
                 landing.cells = cells
                 self._landed(flight, landing)
 
