@@ -130,7 +130,8 @@ class FreshCalls(RingCalls):
                 if not self._left(name, stopped):
                     self._end_stopped(stopped)
                     break
-            words[at + _PROGRESS] = index + 1
+            if count:  # a single call has not returned until it has ended
+                words[at + _PROGRESS] = index + 1
             if self._awaits_init:
                 self._awaits_init = False
                 self._init = _Preparation(name, arguments)

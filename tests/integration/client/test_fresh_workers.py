@@ -99,7 +99,8 @@ def test_every_future_ends_whenever_workers_are_killed(shared_runtime: Runtime, 
                 os.kill(instance.pid, signal.SIGKILL)
             done, left = wait(futures, PATIENCE)
             assert not left
-            lost = [one for index, one in enumerate(mapped) if one != index]
+            singly = pool.map("same", range(50), return_exceptions=True, call_timeout=PATIENCE)
+            lost = [one for results in (mapped, singly) for index, one in enumerate(results) if one != index]
             assert all(isinstance(one, errors.WorkerLostError) for one in lost)
             ended = [future.exception() for future in done]
             assert all(one is None or isinstance(one, errors.WorkerLostError) for one in ended)
