@@ -1,4 +1,4 @@
-"""Calls: their round trip with 1 MiB by address, hot and parked, beside those who copy it; and many of them in flight."""
+"""Calls: their round trip with 1 MiB by address, hot and parked, beside those who copy it; many in flight; and fresh ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import wasmtime
 
 from benchmarks.answering import increment, touch
+from benchmarks.calling_fresh import fresh_rows
 from benchmarks.context import MIB, Context, guest
 from benchmarks.echoing import ECHO, echo
 from benchmarks.measuring import elapsed, interleave, percentile, round_trips
@@ -33,7 +34,7 @@ HUNDREDTH: Final = 0.99
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """Yield round trips, hot and parked, and calls a second by how many are in flight."""
+    """Yield round trips, hot and parked, calls a second by how many are in flight, and what fresh ones take."""
     # Both peers first, while this process has one thread and may be forked.
     with multiprocessing.get_context("fork").Pool(1) as pool, echo() as round_trip, Runtime() as runtime:
         heap = runtime.create_shared_heap(16 * MIB)
@@ -43,6 +44,7 @@ def rows(context: Context) -> Iterator[Row]:
         yield from _hot(context, instance, block, lambda array: pool.apply(touch, (array,)))
         yield from _parked(context, instance, block, round_trip)
         yield from _in_flight(context, instance)
+        yield from fresh_rows(context, runtime, TOPIC)
 
 
 def _hot(context: Context, instance: Instance, block: Block, apply: Callable[[Any], int]) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import wasmtime
 
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from shmwasm.client.heaps import SharedHeap
 
 
-@dataclass(slots=True)
-class _Refusal:
-    """Why the last lease of a heap was refused."""
+@dataclass(slots=True, weakref_slot=True)
+class _Heap:
+    """An open heap's number, and why its last lease was refused."""
 
+    number: int
     largest_free: int = 0
     quota: int = 0
 
@@ -54,8 +55,8 @@ class ClientAllocator:
         self._engine: wasmtime.Engine | None = None
         self._cache = Cache.default()
         self._core: Core | None = None
-        self._heaps: WeakKeyDictionary[HeapSlot, int] = WeakKeyDictionary()
-        self._refusals: dict[int, _Refusal] = {}
+        self._heaps: WeakKeyDictionary[HeapSlot, _Heap] = WeakKeyDictionary()
+        self._numbers: WeakValueDictionary[int, _Heap] = WeakValueDictionary()
 
     def compile(self, source: Source, *, metered: bool = False) -> CompiledModule:
         """Compile a module, or take it from the cache; raises what `compile_module` raises."""
@@ -74,12 +75,12 @@ class ClientAllocator:
     def open_heap(self, description: messages.HeapDescription, metadata: int, metadata_size: int) -> HeapSlot:
         """Open a managed heap in this process's core; the descriptor stays the caller's."""
         slot = self.core().open_heap(metadata, metadata_size, start=AppAddress(description.start), name=description.name)
-        self._heaps[slot] = description.heap
+        self._heaps[slot] = self._numbers.setdefault(description.heap, _Heap(description.heap))
         return slot
 
     def refusal(self, heap: SharedHeap, requested: int) -> errors.HeapError:
         """Return the error that says why `requested` bytes could not be had."""
-        last = self._refusals.get(heap.number, _Refusal())
+        last = self._numbers.get(heap.number, _Heap(heap.number))
         if last.quota:
             return errors.QuotaExceededError(heap.name, requested, last.largest_free, last.quota)
         return errors.HeapExhaustedError(heap.name, requested, last.largest_free)
@@ -96,16 +97,16 @@ class ClientAllocator:
 
     def lease(self, slot: HeapSlot, size_class: int, slabs: int) -> Sequence[messages.SlabRange]:
         """Ask the coordinator for slabs; none means refused."""
-        number = self._heaps[slot]
+        heap = self._heaps[slot]
         leased = self._connection.request(
-            messages.Leased, lambda request: messages.Lease(request=request, heap=number, size_class=size_class, slabs=slabs)
+            messages.Leased, lambda request: messages.Lease(request=request, heap=heap.number, size_class=size_class, slabs=slabs)
         )[0]
-        self._refusals[number] = _Refusal(leased.largest_free, leased.quota)
+        heap.largest_free, heap.quota = leased.largest_free, leased.quota
         return leased.ranges
 
     def release(self, slot: HeapSlot, ranges: Sequence[messages.SlabRange]) -> None:
         """Give slabs back."""
-        self._connection.send(messages.Release(heap=self._heaps[slot], ranges=list(ranges)))
+        self._connection.send(messages.Release(heap=self._heaps[slot].number, ranges=list(ranges)))
 
     def refuse(self, address: int, reason: str) -> None:
         """Never called: only a guest's free is refused in the core."""

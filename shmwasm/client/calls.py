@@ -41,6 +41,7 @@ from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
 from shmwasm.core.rings import ClientRing
+from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Condition
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
@@ -77,6 +78,7 @@ class RingCallPath:
 
     Args:
         instance: The instance's number, for errors.
+        worker: Its worker's process id, which may be that of another process, or none, where it is seen from here.
         core: This process's core.
         functions: The types of the module's exported functions.
         channel: The client's end of the call channel.
@@ -84,6 +86,7 @@ class RingCallPath:
         host_function: Runs the client's host function of that index; called in a thread of its own.
         kill: Called when the worker does not come back from a call within its time limit and `GRACE`, or cannot be understood.
         translate: Called with each error that the worker sent.
+        preparation: Seconds that the worker may need before each call; they do not count for a call's time limit.
 
     Attributes:
         when_ended: Called in the receiver thread for each asynchronous call that has ended, with the times (`time.monotonic_ns`)
@@ -94,6 +97,7 @@ class RingCallPath:
         self,
         instance: int,
         *,
+        worker: int,
         core: Core,
         functions: Mapping[str, Signature],
         channel: Channel,
@@ -101,6 +105,7 @@ class RingCallPath:
         host_function: HostFunction,
         kill: Callable[[], None],
         translate: Callable[[BaseException], None] = lambda _error: None,
+        preparation: float = 0.0,
     ) -> None:
         self._instance = instance
         self._functions = functions
@@ -108,6 +113,7 @@ class RingCallPath:
         self._receiver = receiver
         self._kill = kill
         self._translate = translate
+        self._preparation = preparation
         self._lock = self._room = Condition()
         self._pending: dict[int, Call] = {}
         self._timed: deque[Call] = deque()
@@ -119,17 +125,17 @@ class RingCallPath:
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
-        self._sleepers = Sleepers(self._ring)
+        self._sleepers = Sleepers(self._ring, worker)
         self._ring.left_running = self._end_soon
         self._events: list[int] = []
         try:
-            # Doorbell and completion are looked at before they are read, but the interrupt has a thread that waits for it.
-            for flags in (os.EFD_NONBLOCK, os.EFD_NONBLOCK, 0):
+            # The completion is looked at before it is read, but the interrupt has a thread that waits for it.
+            for flags in (os.EFD_NONBLOCK, 0):
                 self._events.append(os.eventfd(0, os.EFD_CLOEXEC | flags))
         except OSError:
             self._release()
             raise
-        self._doorbell, self._completion, self._interrupt = self._events
+        self._completion, self._interrupt = self._events
         self._side = SideChannel(channel, receiver, host_function, kill)
         self._ring.ask()
         receiver.add(self)
@@ -151,8 +157,7 @@ class RingCallPath:
         def finish(request: Request | None, answer: int) -> object:
             return self._settle(target, request, answer, None)
 
-        # Each may have to be interrupted: by Ctrl-C.
-        return self._ring.call_function(target.number, target.kind, convert, finish, flags=layout.CALL_TIMED)
+        return self._ring.call_function(target.number, target.kind, convert, finish)
 
     def call(self, target: Target, arguments: Sequence[Number], clock: Clock | None) -> object:
         """Call `target` and wait for its end; takes what `Call` takes."""
@@ -163,7 +168,7 @@ class RingCallPath:
         try:
             packed = request.pack(arguments)
             assert packed, "numbers were converted wrongly"
-            answer = self._ring.submit(request, layout.CALL_TIMED)
+            answer = self._ring.submit(request)
             return self._settle(target, request, answer, clock)
         except BaseException:
             self._ring.withdraw(request)
@@ -323,7 +328,7 @@ class RingCallPath:
             # The worker runs them in this order: only the first may be late.
             first = self._timed[0] if self._timed else None
         if first is not None and first.clock is not None and first.sequence is not None:
-            due = first.clock.look(now, has_begun=self._has_begun(first.sequence))
+            due = self._look_at(first.clock, first.sequence, now)
             deadlines += [] if due is None else [due]
         return min(deadlines, default=None)
 
@@ -347,7 +352,7 @@ class RingCallPath:
         """Submit a call and note it down; return whether there was room. The lock is held."""
         request = call.request(self._ring)
         try:
-            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS | layout.CALL_TIMED, time.monotonic_ns())
+            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS, time.monotonic_ns())
             if answer == layout.RING_FULL:
                 return False
             call.sequence = request.sequence
@@ -380,8 +385,8 @@ class RingCallPath:
     def _wake_worker(self) -> None:
         """Wake a worker that sleeps. The lock is held, so that the path is not closed."""
         if not self._closed:
-            os.eventfd_write(self._doorbell, 1)
-            self._sleepers.may_poll(pollers.woke(self._ring))
+            bells.ring(self._ring.worker_bell)
+            self._sleepers.woke_worker()
 
     def _collect(self) -> bool:
         """End the asynchronous calls that have ended in the ring; return whether there were any."""
@@ -423,8 +428,9 @@ class RingCallPath:
         if answer & layout.RING_DOORBELL:
             with self._lock:
                 self._wake_worker()
-            answer = layout.RING_PENDING
-        if answer == layout.RING_PENDING:
+            # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
+            answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
+        elif answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))
         if self._unsent:
             with self._lock:
@@ -441,7 +447,7 @@ class RingCallPath:
     def _submit_when_there_is_room(self, request: Request) -> int:
         while True:
             with self._lock:
-                answer = layout.RING_LOST if self._lost else self._ring.submit(request, layout.CALL_TIMED)
+                answer = layout.RING_LOST if self._lost else self._ring.submit(request)
                 if answer != layout.RING_FULL:
                     return answer
                 self._room.wait(ROOM_STEP)
@@ -451,12 +457,12 @@ class RingCallPath:
         if clock is None:
             return None
         self._enforce(clock, request.sequence, self._end_soon)
-        return clock.look(time.monotonic(), has_begun=self._has_begun(request.sequence))
+        return self._look_at(clock, request.sequence, time.monotonic())
 
     def _enforce(self, clock: Clock, sequence: int, end_early: Callable[[int], None]) -> None:
         """Do what is due by the clock of a call that has not ended."""
         now = time.monotonic()
-        due = clock.look(now, has_begun=self._has_begun(sequence))
+        due = self._look_at(clock, sequence, now)
         if due is None or due > now or clock.began is None:
             return
         if clock.ended_early:
@@ -466,11 +472,12 @@ class RingCallPath:
             clock.ended_early = True
             end_early(sequence)
 
-    def _has_begun(self, sequence: int) -> bool:
-        """Return whether a call runs, or could run, as nothing is before it."""
+    def _look_at(self, clock: Clock, sequence: int, now: float) -> float | None:
+        """Look at a call that has not ended: it runs, could run as nothing is before it, or waits. Return when to look again."""
         if self._ring.state(sequence) != layout.CALL_SUBMITTED:
-            return True
-        return self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
+            return clock.look(now, has_begun=True)
+        has_begun = self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
+        return clock.look(now, has_begun=has_begun, preparation=self._preparation)
 
     def _end_soon(self, sequence: int) -> None:
         """Have the receiver end a call early."""

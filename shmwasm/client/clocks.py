@@ -5,7 +5,8 @@ Theory
 A limit is for the time that a call runs; the time in the queue does not count. No message says when the worker takes a call, so
 whoever waits looks: in steps of an eighth of the limit, until it is seen that the call runs, or could run, as nothing is before
 it. From then on it has its limit, so that it gets no less than that, and at most an eighth more. Then it is ended early, and a
-worker that does not come back within a grace period after that is killed.
+worker that does not come back within a grace period after that is killed. Where a worker prepares something for each call, a call
+that could run is looked at until it does; only one that never does has its limit counted from when it should have.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Clock:
     Attributes:
         limit: Seconds that the call may run.
         grace: Seconds that the worker gets after that.
-        began: When the call was first seen to run; None before.
+        began: When the call was first seen to run, or when it should have begun at the latest; None before.
         ended_early: Whether its time has passed.
         hopeless: Whether the worker's time has passed too.
     """
@@ -37,12 +38,22 @@ class Clock:
     ended_early: bool = False
     hopeless: bool = False
 
-    def look(self, now: float, *, has_begun: bool) -> float | None:
-        """Take note of what is seen of the call; return when to look again, which may be now, or None for never."""
+    def look(self, now: float, *, has_begun: bool, preparation: float = 0.0) -> float | None:
+        """Take note of what is seen of the call; return when to look again, which may be now, or None for never.
+
+        Args:
+            now: The time.
+            has_begun: Whether the call runs, or could run.
+            preparation: If it does not run although it could: seconds that the worker may need before.
+        """
         if self.hopeless:
             return None
+        step = now + min(self.limit / STEPS, LONGEST_STEP)
         if self.began is None:
             if not has_begun:
-                return now + min(self.limit / STEPS, LONGEST_STEP)
-            self.began = now
-        return self.began + self.limit + (self.grace if self.ended_early else 0.0)
+                return step
+            self.began = now + preparation
+        elif not preparation:
+            self.began = min(self.began, now)
+        due = self.began + self.limit + (self.grace if self.ended_early else 0.0)
+        return min(due, step) if preparation else due

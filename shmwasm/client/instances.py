@@ -15,7 +15,7 @@ from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
-from shmwasm.client.calls import RingCallPath
+from shmwasm.client.calls import GRACE, RingCallPath
 from shmwasm.client.connection import Connection, Receiver, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport
 from shmwasm.client.futures import SafeFuture
@@ -48,6 +48,7 @@ class Instance:
         module: The module that it is an instance of.
         number: Its number, unique in its coordinator.
         fuel: What a call may use that says nothing else; None for no limit.
+        fresh: Whether each call runs in private memory, globals and tables that no call has used before (see `Runtime.pool`).
         pid: Its worker's process id, as the coordinator's launcher sees it.
         when_gone: Called, in the receiver thread, once the worker is gone.
     """
@@ -61,6 +62,7 @@ class Instance:
         core: Core,
         shared_heap: SharedHeap | None,
         fuel: int | None,
+        fresh: messages.FreshCalls | None,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
@@ -71,6 +73,7 @@ class Instance:
         self.number = spawned.instance
         self.pid = spawned.pid
         self.fuel = fuel
+        self.fresh = fresh is not None
         self._shared_heap = shared_heap
         self._connection = connection
         self._receiver = receiver
@@ -87,6 +90,7 @@ class Instance:
         self._barred = {receiver.identity}  # threads that must not wait for calls; see `check_may_wait`
         self._path = RingCallPath(
             spawned.instance,
+            worker=spawned.pid,
             core=core,
             functions=module.signatures,
             channel=channel,
@@ -94,6 +98,8 @@ class Instance:
             host_function=self._run_host_function,
             kill=partial(_kill_soon, connection, spawned.instance),
             translate=module.translate,
+            # A worker that does not come back from preparing ends itself after the same grace.
+            preparation=0.0 if fresh is None else (fresh.time_limit or 0.0) + GRACE,
         )
         self.exports = Exports(module, self.number, self._bind)
 
@@ -121,9 +127,15 @@ class Instance:
 
         Raises:
             WorkerLostError: The worker is gone.
-            UnsupportedError: The module exports no memory.
+            UnsupportedError: The module exports no memory, or the instance has another one for each call.
             ClosedError: The instance was closed.
         """
+        if self.fresh:
+            raise errors.UnsupportedError(f"a view of the memory of {self!r}", "each of its calls has a memory of its own")
+        return self._view_memory()
+
+    def _view_memory(self) -> memoryview:
+        """Return the memory of the guest that is there now."""
         self._receiver.check_may_block()
         self.require_open()
         answered: Future[memoryview] = SafeFuture()
@@ -359,10 +371,12 @@ class Instance:
         return kind(self, self._path, export, self._barred)
 
     def _memory_as_of(self, message: messages.MemoryShared, descriptors: list[int]) -> memoryview:
-        if self._memory is None:
-            if not descriptors:
-                raise errors.ProtocolError("the worker shared its memory without a descriptor")
+        if descriptors:
+            if self._memory is not None:
+                self._memory.close()  # of another guest, which is done with
             self._memory = map_anywhere(descriptors[0], message.capacity, writable=True)
+        if self._memory is None:
+            raise errors.ProtocolError("the worker shared its memory without a descriptor")
         return self._memory.view[: message.size]
 
     def _run_host_function(self, index: int, arguments: list[Number]) -> list[Number]:
@@ -371,7 +385,7 @@ class Instance:
             function = self.module.client_function(index)
             kinds = self.module.import_type(index).results
             is_64 = self.module.is_64
-            with Caller(self.number, memory=lambda: self.memory, heaps=self._regions, is_64=is_64) as caller:
+            with Caller(self.number, memory=self._view_memory, heaps=self._regions, is_64=is_64) as caller:
                 converted = converted_results(kinds, function(caller, *arguments))
         except BaseException as error:  # noqa: BLE001  whatever it is traps the guest, which would wait for ever otherwise
             name, details = type(error).__name__, traceback.format_exc()

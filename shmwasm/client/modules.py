@@ -118,12 +118,19 @@ class Module:
         if isinstance(error, errors.WorkerTrapError):
             error.backtrace = self.compiled.original_backtrace(error.backtrace)
 
-    def plan(self, wasi: messages.WasiOptions | None, *, memory_limit: int | None = None) -> messages.SpawnPlan:
+    def plan(
+        self,
+        wasi: messages.WasiOptions | None,
+        *,
+        memory_limit: int | None = None,
+        fresh: messages.FreshCalls | None = None,
+    ) -> messages.SpawnPlan:
         """Return all that a worker must know to make an instance.
 
         Args:
             wasi: What WASI grants the guest.
             memory_limit: Bytes that its memories may have together.
+            fresh: How guests are prepared, if each call is to run in one of its own.
 
         Raises:
             ArgumentError: A memory has more from the beginning, or is shared and may grow beyond.
@@ -151,6 +158,7 @@ class Module:
             search_path=list(sys.path) if in_worker else [],
             working_directory=str(Path.cwd()) if in_worker or wasi is not None else "",
             memory_limit=share,
+            fresh=fresh,
         )
 
     def close(self) -> None:

@@ -62,6 +62,8 @@ class Member:
     """Whether something was taken back from behind what it runs: it is given nothing more until that has ended."""
     retiring: bool = False
     """Whether it is let go as soon as it runs nothing."""
+    worn: bool = False
+    """Whether it is let go as soon as there is another one in its place."""
 
 
 class Dispatcher:
@@ -218,6 +220,8 @@ class Dispatcher:
         """Wait until nothing is to be done; return the instances, which are to be closed. The list stays the same."""
         with self._lock:
             self._changed.wait_for(lambda: not self._queue and len(self._idle) == len(self._members) and not self._starting)
+            for member in self._members.values():
+                member.line.close()
             self._ending += self._members
             self._members.clear()
             self._idle.clear()
@@ -340,8 +344,11 @@ class Dispatcher:
             return
         now = time.monotonic()
         began = flight.began or flight.given
-        # A call that its user was told to be running is not begun again, although it is known not to have begun.
-        landing.begun |= isinstance(flight.work, Job) and (flight.work.begun or flight.work.only_there or self._aborted)
+        # A call that its user was told to be running is not begun again, although it is known not to have begun. But workers of
+        # fresh calls may end between two of them.
+        if isinstance(flight.work, Job):
+            running = flight.work.begun and not self._options.fresh
+            landing.begun |= running or flight.work.only_there or self._aborted
         member.flights.remove(flight)
         self._behind.pop(member, None)
         member.stalled = False
@@ -361,6 +368,7 @@ class Dispatcher:
         else:
             self._end_lot(flight, flight.work, landing, now - began)
         member.line.release(flight)
+        flight.call = None  # it refers to the flight: neither need wait for the garbage collector
 
     def _count(self, member: Member, landing: Landing, flight: Flight, calls: int, seconds: float) -> None:
         member.taken -= flight.calls - calls
@@ -418,6 +426,7 @@ class Dispatcher:
         if not member.ended:
             self._growth.failed(time.monotonic())
         self._statistics.replaced += 1
+        member.line.close()
         self._afterwards.append(member.instance.discard)
 
     def _dismiss(self, member: Member) -> None:
@@ -425,6 +434,7 @@ class Dispatcher:
         self._members.pop(member.instance, None)
         self._idle.pop(member.instance, None)
         self._end_own(member)
+        member.line.close()
         self._afterwards.append(member.instance.dismiss)
 
     def _end_own(self, member: Member) -> None:
@@ -441,6 +451,7 @@ class Dispatcher:
         self._start_failure = error
         if error is None:
             self._adopt(spawned.result())
+            self._let_go_of_worn()
         else:
             self._growth.failed(time.monotonic())
 
@@ -563,6 +574,7 @@ class Dispatcher:
             self._behind[member] = None
         if self._options.recycle_after is not None and member.taken >= self._options.recycle_after:
             member.retiring = True
+        member.worn |= self._options.is_worn(member.taken)
 
     def _launch(self, member: Member, flight: Flight, work: Job | Lot) -> int:
         """Give something to an instance's line; return how many calls that are."""
@@ -603,6 +615,16 @@ class Dispatcher:
             if not idle_too_long(member.idle_since, self._present(), self._options, now):
                 break
             self._dismiss(member)
+
+    def _let_go_of_worn(self) -> None:
+        """Let go of an instance in whose place another one has come."""
+        worn = next((member for member in self._members.values() if member.worn and not member.retiring), None)
+        if worn is None:
+            return
+        worn.retiring = True
+        if not worn.flights:
+            self._statistics.replaced += 1
+            self._dismiss(worn)
 
     def _make(self, waiting: float | None, now: float) -> None:
         """Begin to make instances that are missing."""
@@ -653,7 +675,7 @@ class Dispatcher:
             starting.add_done_callback(lambda done: self._tell(self._started, done))
 
     def _present(self) -> int:
-        return sum(not member.retiring for member in self._members.values())
+        return sum(not (member.retiring or member.worn) for member in self._members.values())
 
     def _waiting_since(self) -> float | None:
         """Return when what has waited for the longest began to wait, about."""

@@ -28,6 +28,13 @@ GROW_AFTER: Final = 0.01
 PATIENT_WITH: Final = 2
 """How many instances in a row may fail before there are pauses."""
 
+FRESH_CALLS: Final = 500
+"""How many fresh calls a worker runs before another one is made in its place: it keeps something of every guest that it has had.
+It could run twice as many (see `worker.fresh`), and so goes on until the other one is there."""
+
+FRESH_LOT: Final = 64
+"""How many fresh calls a lot of a map has at most: a worker ends between two lots at the earliest."""
+
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 5.0
 
@@ -43,6 +50,11 @@ class PoolOptions:
     recycle_after: int | None = None
     on_trap: OnTrap = "keep"
     init: tuple[str, tuple[Value, ...]] | None = None
+    fresh: bool = False
+
+    def is_worn(self, calls: int) -> bool:
+        """Return whether an instance that was given so many calls should have another one made in its place."""
+        return self.fresh and calls >= FRESH_CALLS
 
     @property
     def depth(self) -> int:
@@ -61,6 +73,7 @@ def pool_options(
     recycle_after: object,
     on_trap: object,
     init: object,
+    fresh: object,
 ) -> PoolOptions:
     """Check what a user wants a pool to be.
 
@@ -74,6 +87,7 @@ def pool_options(
         recycle_after: See there.
         on_trap: See there.
         init: See there.
+        fresh: See there.
 
     Raises:
         ArgumentError: It cannot be; the message names the value.
@@ -99,6 +113,7 @@ def pool_options(
         recycle_after=None if recycle_after is None else checks.whole_number(recycle_after, "recycle_after", low=1),
         on_trap="replace" if on_trap == "replace" else "keep",
         init=_init(init),
+        fresh=checks.flag(fresh, "fresh"),
     )
 
 

@@ -35,7 +35,7 @@ class Request(NamedTuple):
     fuel: int | None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Job:
     """One submitted call."""
 
@@ -151,7 +151,8 @@ class Line:
 
         def ended(progress: int | None, error: BaseException | None) -> None:
             if not flight.taken_back:
-                landing = Landing(good) if error is None else self._failure(flight, error, progress)
+                # A guest that leaves by exiting has returned, and ended its lot.
+                landing = Landing(progress or 0) if error is None else self._failure(flight, error, progress)
                 landing.cells = cells
                 self._landed(flight, landing)
 
@@ -180,6 +181,10 @@ class Line:
             self._buffers.append(flight.buffer)
             flight.buffer = _ENDED_BUFFER
 
+    def close(self) -> None:
+        """Let nothing land any more: who is told refers to this, and neither need wait for the garbage collector."""
+        self._landed = _nobody_is_told
+
     def _failure(self, flight: Flight, error: BaseException, progress: int | None = None) -> Landing:
         """Return how a flight landed that did not return."""
         assert flight.call is not None
@@ -191,6 +196,10 @@ class Line:
             return Landing(0, error=error)
         reached = self._path.reached(flight.call)
         return Landing(reached or 0, error=error, begun=reached is not None)
+
+
+def _nobody_is_told(_flight: Flight, _landing: Landing) -> None:
+    """Let a flight land that is nobody's."""
 
 
 def prepared(spawned: Future[Instance], options: PoolOptions) -> Future[Instance]:

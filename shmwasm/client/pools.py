@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +20,7 @@ from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
 from shmwasm.client.outputs import Output
 from shmwasm.client.pool_dispatch import Dispatcher, Spawn
-from shmwasm.client.pool_life import PoolOptions
+from shmwasm.client.pool_life import FRESH_LOT, PoolOptions
 from shmwasm.client.pool_lines import Job, Request
 from shmwasm.client.pool_statistics import PoolStatistics
 from shmwasm.core import layout
@@ -37,12 +38,14 @@ class PoolFuture(SafeFuture[Any]):
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
-        self.job: Job
+        self.job: weakref.ref[Job]
+        """What the pool holds until it has ended."""
 
     def cancel(self) -> bool:
         """Cancel the call if it has not begun; return whether it is cancelled."""
         with interrupts_put_off():
-            if self.done() or not self._dispatcher.withdraw(self.job):
+            job = self.job()
+            if self.done() or job is None or not self._dispatcher.withdraw(job):
                 return self.cancelled()
             return super().cancel() and not self.set_running_or_notify_cancel()
 
@@ -303,8 +306,9 @@ class InstancePool(Executor):
 
     def _job(self, fn: str, args: tuple[Value, ...], timeout: float | None, fuel: int | None) -> Job:
         future = PoolFuture(self._dispatcher)
-        future.job = Job(Request(fn, args, self._options.timeout if timeout is None else timeout, fuel), future)
-        return future.job
+        job = Job(Request(fn, args, self._options.timeout if timeout is None else timeout, fuel), future)
+        future.job = weakref.ref(job)
+        return job
 
     def _kind(self, fn: object) -> FunctionType | None:
         """Return the type of an export; None for one that there is not, which is the error of each of its calls."""
@@ -322,6 +326,8 @@ class InstancePool(Executor):
         largest = 1 if kind is None else layout.RING_BATCH_SIZE // (CELL * columns)
         if chunksize is not None:
             largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
+        if self._options.fresh:
+            largest = min(largest, FRESH_LOT)
         limit = checks.time_limit(call_timeout) or self._options.timeout
         return Wishes(
             timeout=limit,

@@ -251,7 +251,7 @@ class Runtime:
         """
         self._receiver.check_may_block()
         starting = self._begin_spawn(
-            module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+            module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel, fresh=None
         )
         return _await_instances(iter([starting]))[0]
 
@@ -273,6 +273,7 @@ class Runtime:
         on_trap: OnTrap = "keep",
         recycle_after: int | None = None,
         init: str | tuple[Any, ...] | None = None,
+        fresh: bool = False,
     ) -> InstancePool:
         """Make a pool of instances, all alike.
 
@@ -293,6 +294,11 @@ class Runtime:
                 or "replace" it by a new one before anything else is called.
             recycle_after: How many calls an instance runs before it is replaced by a new one; None for no limit.
             init: An export to be called once on each new instance before anything else, or a tuple of its name and its arguments.
+            fresh: Whether each call runs in an instance that no call ran in before: its private memory, globals, tables and WASI
+                state are as they are after instantiation, start function, `_initialize` and `init`, all of which are repeated for
+                each call, before it comes if there is time. Such a preparation fails the call that it was for, with
+                `InstantiationError`; `timeout` is its limit, too. What is shared stays: heaps, and whatever blocks a call
+                leaves behind in them. (Worker processes run many calls, and are replaced now and then.)
 
         Raises:
             ArgumentError: The options do not fit together.
@@ -309,12 +315,21 @@ class Runtime:
             recycle_after=recycle_after,
             on_trap=on_trap,
             init=init,
+            fresh=fresh,
         )
+        calls = messages.FreshCalls(init=init is not None, time_limit=options.timeout) if options.fresh else None
 
         def spawn() -> Future[Instance]:
             return prepared(
                 self._begin_spawn(
-                    module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel
+                    module,
+                    shared_heap,
+                    wasi,
+                    read_only=read_only,
+                    quota=quota,
+                    memory_limit=memory_limit,
+                    fuel=fuel,
+                    fresh=calls,
                 ),
                 options,
             )
@@ -420,6 +435,7 @@ class Runtime:
         quota: int,
         memory_limit: int | None,
         fuel: int | None,
+        fresh: messages.FreshCalls | None,
     ) -> Future[Instance]:
         self._check_module(module)
         checks.flag(read_only, "read_only")
@@ -429,7 +445,7 @@ class Runtime:
         if fuel is not None and not module.metered:
             raise errors.UnsupportedError(f"a limit of fuel for {module!r}", "it was not loaded as a metered one")
         checks.amount_of_fuel(fuel)
-        plan = module.plan(checks.wasi_options(wasi), memory_limit=limit)
+        plan = module.plan(checks.wasi_options(wasi), memory_limit=limit, fresh=fresh)
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = SafeFuture()
 
@@ -443,7 +459,9 @@ class Runtime:
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
-                spawned.set_result(self._add_instance(reply, descriptors[0], module, shared_heap, fuel))
+                spawned.set_result(
+                    self._add_instance(reply, descriptors[0], module, shared_heap=shared_heap, fuel=fuel, fresh=fresh)
+                )
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
@@ -468,7 +486,14 @@ class Runtime:
             raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
 
     def _add_instance(
-        self, spawned: messages.Spawned, descriptor: int, module: Module, shared_heap: SharedHeap | None, fuel: int | None
+        self,
+        spawned: messages.Spawned,
+        descriptor: int,
+        module: Module,
+        *,
+        shared_heap: SharedHeap | None,
+        fuel: int | None,
+        fresh: messages.FreshCalls | None,
     ) -> Instance:
         instance = Instance(
             spawned,
@@ -477,6 +502,7 @@ class Runtime:
             core=self._allocator.core(),
             shared_heap=shared_heap,
             fuel=fuel,
+            fresh=fresh,
             connection=self._connection,
             receiver=self._receiver,
             heaps_of=self._heaps.chain_of,

@@ -1,4 +1,12 @@
-"""How a thread waits for its call: it looks, as long as that may be quicker than to sleep, and then sleeps on the call's slot.
+"""How a thread waits for its call: it looks, as long as that may be quicker than to sleep, and then it sleeps.
+
+Theory
+------
+One thread at a time sleeps at the ring's bell, which the worker rings without entering Python; usually there is but one. Others
+sleep on the states of their calls' slots.
+
+Where thread and worker share a processor, the one who looks keeps the other from running. So a thread whose looks were in vain
+a few times finds out where the worker runs, and goes elsewhere.
 
 Locking
 -------
@@ -8,14 +16,17 @@ none sleeps that was not seen, and the ring stays where it is while somebody doe
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Final
 
-from shmwasm.addresses import NativeAddress
+from shmwasm.client.spinning import pollers
 from shmwasm.core import layout
 from shmwasm.core.requests import Request
 from shmwasm.core.rings import ClientRing
-from shmwasm.posix import futexes
+from shmwasm.posix import bells, futexes
+from shmwasm.posix.processors import change_processor, shares_processor
 
 LOOKS = 500
 """How often a waiting thread looks in one go, in two microseconds; other threads may run in between."""
@@ -30,26 +41,42 @@ PROBE = layout.RING_PROBE
 LONGEST_SLEEP = 0.1
 """Seconds that it sleeps in one go: a worker that died between a look and the sleep wakes nobody."""
 
-_NS = 1_000_000_000
+CLOSELY = 1e-4
+"""Seconds between a call and the next that make both sides poll: about as long as a worker that polls goes on looking."""
+
+_NS: Final = 1_000_000_000
+_BELL: Final = "bell"
 
 
 class Sleepers:
-    """The threads that wait for calls of one ring."""
+    """The threads that wait for calls of one ring.
 
-    def __init__(self, ring: ClientRing) -> None:
+    Args:
+        ring: The ring.
+        worker: The worker's process id; what other process's it might be is no danger.
+    """
+
+    def __init__(self, ring: ClientRing, worker: int) -> None:
         self._ring = ring
-        self._places: dict[object, NativeAddress | None] = {}
+        self._worker = worker
+        self._bell = ring.end_bell
+        self._ring_bell = functools.partial(bells.ring, self._bell)
+        self._places: dict[object, Callable[[], object] | None] = {}
+        self._at_bell: dict[str, object] = {}
         self._misses = 0
         self._may_poll = False
+        self._last = 0.0
         self._over = False
 
     def __bool__(self) -> bool:
         """Return whether anybody waits who may sleep."""
         return bool(self._places)
 
-    def may_poll(self, allowed: bool) -> None:  # noqa: FBT001  there is nothing else to say
-        """Let threads look for a while before they sleep, or not."""
-        self._may_poll = allowed
+    def woke_worker(self) -> None:
+        """Take note that the worker is being woken, and settle whether it, and whoever waits, is to poll."""
+        now = time.monotonic()
+        self._may_poll = pollers.woke(self._ring, closely=now - self._last < CLOSELY)
+        self._last = now
 
     def wait(self, request: Request, next_look: Callable[[], float | None]) -> int:
         """Wait until a call has ended, or no call ends any more; return what the core answers then.
@@ -66,7 +93,30 @@ class Sleepers:
                 self._misses = 0
                 return answer
         self._misses += 1
-        return self._sleep_through(request, next_look)
+        if self._may_poll and self._misses % PROBE == MISSES and shares_processor(self._worker):
+            change_processor()
+        return self.sleep(request, next_look)
+
+    def sleep(self, request: Request, next_look: Callable[[], float | None]) -> int:
+        """Wait as `wait` does, but without looking first."""
+        token = object()
+        try:
+            self._places[token] = None
+            at_bell = self._at_bell.setdefault(_BELL, token) is token
+            while not self._over:
+                look = next_look()
+                seconds = LONGEST_SLEEP if look is None else max(0.0, min(look - time.monotonic(), LONGEST_SLEEP))
+                if not (self._sleep_at_bell if at_bell else self._sleep_at_slot)(request, seconds, token):
+                    break
+                answer = self._ring.wait(request)
+                if answer != layout.RING_PENDING:
+                    return answer
+            return self._ring.wait(request)
+        finally:
+            self._last = time.monotonic()
+            if self._at_bell.get(_BELL) is token:
+                del self._at_bell[_BELL]
+            self._places.pop(token, None)
 
     def end(self) -> None:
         """Let nobody wait any more: what has not ended now does not end."""
@@ -75,27 +125,25 @@ class Sleepers:
 
     def wake(self) -> None:
         """Wake all that sleep."""
-        for place in list(self._places.values()):
-            if place is not None:
-                futexes.wake(place)
+        for wake in list(self._places.values()):
+            if wake is not None:
+                wake()
 
-    def _sleep_through(self, request: Request, next_look: Callable[[], float | None]) -> int:
-        token = object()
-        try:
-            self._places[token] = None
-            while True:
-                over = self._over
-                answer = self._ring.wait(request)
-                if answer != layout.RING_PENDING or over:
-                    return answer
-                self._sleep(request, next_look(), token)
-        finally:
-            self._places.pop(token, None)
+    def _sleep_at_bell(self, request: Request, seconds: float, token: object) -> bool:
+        """Sleep so long, or less, unless the call has ended; return whether there was need to."""
+        if not self._ring.doze_at_bell(request):
+            return False
+        self._places[token] = self._ring_bell
+        if not self._over:
+            bells.wait(self._bell, seconds)
+        return True
 
-    def _sleep(self, request: Request, until: float | None, token: object) -> None:
-        longest = time.monotonic() + LONGEST_SLEEP
+    def _sleep_at_slot(self, request: Request, seconds: float, token: object) -> bool:
+        """Do likewise where another thread sleeps at the bell."""
         place = self._ring.doze(request)
-        if place is not None:
-            self._places[token] = place[0]
-            if not self._over:
-                futexes.wait32(*place, int(min(longest, until or longest) * _NS))
+        if place is None:
+            return False
+        self._places[token] = functools.partial(futexes.wake, place[0])
+        if not self._over:
+            futexes.wait32(*place, time.monotonic_ns() + int(seconds * _NS))
+        return True

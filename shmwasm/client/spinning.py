@@ -8,6 +8,9 @@ woken. How many workers poll is known without asking: each one that was woken, u
 question is settled anew whenever one is woken, which is the only time that a polling worker can be one too many; and where
 nobody polls, each call wakes its worker.
 
+Polling is for calls that follow each other closely. A worker that was woken for a single one sleeps as soon as it is done: the
+kernel likes to run it where its client runs, who would only come back when the worker stops looking for the next call.
+
 What other programs do with the processors is not known here. A client whose calls outlast its patience looks less often by
 itself.
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 import os
 import threading
 from typing import Final, Protocol
+
+from shmwasm.posix.processors import usable_processors
 
 WORKER_LOOKS: Final = 50_000
 """How often a worker looks for the next call before it parks: about 100 microseconds, more than it takes to wake one."""
@@ -38,11 +43,6 @@ class Pollable(Protocol):
         """Set how often the client looks for the end of a call."""
 
 
-def usable_processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 class Pollers:
     """Settles who polls among this process and the workers that it calls.
 
@@ -60,9 +60,22 @@ class Pollers:
         self._awake: set[Pollable] = set()
         self._polling: set[Pollable] = set()
 
-    def woke(self, ring: Pollable) -> bool:
-        """Take note that the worker of `ring` is being woken; return whether it and its client may poll."""
+    def woke(self, ring: Pollable, *, closely: bool) -> bool:
+        """Take note that the worker of `ring` is being woken; return whether it and its client may poll.
+
+        Args:
+            ring: Whose worker.
+            closely: Whether its last call was just before.
+        """
+        if not closely and ring not in self._polling:
+            return False
         with self._lock:
+            if not closely:
+                self._polling.discard(ring)
+                self._awake.discard(ring)
+                ring.set_spin(0)
+                ring.set_patience(0)
+                return False
             self._awake.discard(ring)
             awake: list[Pollable] = []
             while self._awake and len(awake) < self._processors:

@@ -19,7 +19,7 @@ import operator
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 import wasmtime
 
@@ -74,7 +74,7 @@ INVARIANTS: Final = {
 """What should hold, by what `verify` found broken."""
 
 
-RING_FUNCTIONS: Final = ("ring_next", "ring_end")
+RING_FUNCTIONS: Final = ("ring_next", "ring_end", "ring_park", "ring_unpark")
 
 
 class AllocatorStatistics(NamedTuple):
@@ -370,6 +370,9 @@ class HeapSlot:
         """Make every use raise `ClosedError`, also of `malloc` and `free` where somebody has kept them."""
         self._closed = reason
         self._cells.retire()
+        # The functions refer to this: were it the other way round too, all would stay until the garbage collector comes.
+        self.malloc = self.malloc_place = self.free = self.free_place = partial(_refuse, self.name, reason)
+        self.exhausted = partial(_refuse, self.name, reason)
 
     def install(self, size_class: int, ranges: Sequence[SlabRange]) -> None:
         """Take slabs into use that the coordinator assigned to this process.
@@ -480,6 +483,11 @@ def merged(ranges: list[SlabRange]) -> list[SlabRange]:
         else:
             found.append(given)
     return found
+
+
+def _refuse(name: str, reason: str, *_arguments: object, **_options: object) -> NoReturn:
+    """Use a heap no more."""
+    raise ClosedError(f"shared heap {name!r}", reason)
 
 
 def _index(value: object, what: str) -> int:

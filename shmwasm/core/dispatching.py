@@ -3,9 +3,10 @@
 Theory
 ------
 It lies between the core, which knows the ring, and the guest, whose exports it calls: take a call, load its arguments from the
-slot's cells, call, store the results in their place, end the call, take the next. Which export has which type is known when the
-module is loaded, so there is code for each type; one table leads from an export's number to the code of its type, another to the
-export itself. The host is entered only for what wasm cannot do: to sleep, to look at a message, and after a trap.
+slot's cells, call, store the results in their place, end the call, take the next, or sleep until there is one. Which export has
+which type is known when the module is loaded, so there is code for each type; one table leads from an export's number to the code
+of its type, another to the export itself. The host is entered only for what wasm cannot do: to look at a message, and after a
+trap.
 
 (Code for each export would need no second table. But all of it would be one function, and what a compiler takes for that grows
 with its square: twelve seconds for a module with a thousand exports.)
@@ -33,7 +34,13 @@ GUEST: Final = "guest"
 """Where it imports the guest's functions from; their names are their places in `dispatched`, as texts."""
 
 RUN: Final = "run"
-"""Its export: takes the ring's address in the core's memory, and returns why the host is needed."""
+"""Its export: takes the ring's address in the core's memory, and whether it may sleep; returns why the host is needed."""
+
+CORE_IMPORTS: Final = ("memory", "ring_next", "ring_end", "ring_park", "ring_unpark")
+"""What it imports from the core, in this order."""
+
+BELLS: Final = "bells"
+"""Where it imports two functions from after that: one sleeps at the worker's bell, the other rings for the client."""
 
 
 class Signature(Protocol):
@@ -92,12 +99,16 @@ def dispatcher_text(functions: Mapping[str, Signature], *, metered: bool = False
     return "\n".join([*lines, _RUN, ")"])
 
 
-_RUN: Final = f"""(func (export "{RUN}") (param $ring i32) (result i32) (local $slot i32)
+_RUN: Final = f"""(func (export "{RUN}") (param $ring i32) (param $may_sleep i32) (result i32) (local $slot i32)
   (loop $again
     (local.set $slot (call $next (local.get $ring)))
-    (if (i32.lt_u (local.get $slot) (i32.const {layout.RING_FIRST_SLOT})) (then (return (local.get $slot))))
+    (if (i32.lt_u (local.get $slot) (i32.const {layout.RING_FIRST_SLOT})) (then
+      (if (i32.or (i32.eq (local.get $slot) (i32.const {layout.RING_ATTENTION})) (i32.eqz (local.get $may_sleep)))
+        (then (return (local.get $slot))))
+      (if (call $park (local.get $ring)) (then (call $sleep) (call $unpark (local.get $ring))))
+      (br $again)))
     (call_indirect $serve (type $serve) (local.get $ring) (local.get $slot) (i32.load offset={_EXPORT} (local.get $slot)))
-    (call $end (local.get $ring) (local.get $slot) (i32.const {layout.CALL_RETURNED}) (i32.const 0))
+    (if (call $end (local.get $ring) (local.get $slot) (i32.const {layout.CALL_RETURNED}) (i32.const 0)) (then (call $ring_bell)))
     (br $again))
   unreachable)"""
 
@@ -105,7 +116,11 @@ _RUN: Final = f"""(func (export "{RUN}") (param $ring i32) (result i32) (local $
 def _imports(types: Sequence[int]) -> Iterator[str]:
     yield f'(import "{CORE}" "memory" (memory 0))'
     yield f'(import "{CORE}" "ring_next" (func $next (param i32) (result i32)))'
-    yield f'(import "{CORE}" "ring_end" (func $end (param i32 i32 i32 i32)))'
+    yield f'(import "{CORE}" "ring_end" (func $end (param i32 i32 i32 i32) (result i32)))'
+    yield f'(import "{CORE}" "ring_park" (func $park (param i32) (result i32)))'
+    yield f'(import "{CORE}" "ring_unpark" (func $unpark (param i32)))'
+    yield f'(import "{BELLS}" "sleep" (func $sleep))'
+    yield f'(import "{BELLS}" "ring" (func $ring_bell))'
     for number, kind in enumerate(types):
         yield f'(import "{GUEST}" "{number}" (func $export{number} (type $type{kind})))'
 

@@ -20,21 +20,21 @@
  *   68      4     patience    how often the client looks for the end of a call before it does without looking
  *   72      4     misses      how many calls in a row that was not often enough for
  *   128     4     taken       how many calls the worker has taken; written by the worker
- *   132     4     run         how many of them since it looked at its channels; written by the worker
  *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
  *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
  *                             call (atomic)
- *   320     4     attention   the client has sent a message beside the ring: the worker reads that before its next call (atomic)
+ *   320     4     attention   there is a message beside the ring: the worker reads it before its next call (atomic)
  *   324     4     spin        how often the worker looks at the next slot before it parks; written by the client
- *   384     4     watched     not 0 once the worker has a thread that interrupts calls; written by the worker (atomic)
+ *   384     64    bell        where the worker sleeps: a semaphore of the C library's, as `sem_init` makes it
+ *   448     64    end_bell    where the client sleeps whose slot says RING_BELL; another such semaphore
  *
  * Slot:
  *   offset  size  field       meaning
  *   0       4     state       see below (atomic; also the word that a waiting client sleeps on)
- *   4       4     waiting     the client sleeps on `state`, or is about to (atomic)
+ *   4       4     waiting     the client sleeps, or is about to: RING_FUTEX on `state`, or RING_BELL on `end_bell` (atomic)
  *   8       4     sequence    the call's number: `submitted` before it was submitted
  *   12      4     export      what to call: its place among the exported functions
- *   16      4     flags       CALL_ASYNCHRONOUS | CALL_TIMED (atomic)
+ *   16      4     flags       CALL_ASYNCHRONOUS or 0 (atomic)
  *   20      4     status      how it ended: CALL_RETURNED and so on
  *   24      4     count       0 for a single call; otherwise the calls of a batch
  *   28      4     progress    how many calls of a batch have returned
@@ -58,12 +58,14 @@
 #define SHMWASM_RING_H
 
 #define RING_MAGIC 0x314c4c4143534d53 /* the ASCII characters SMSCALL1 */
-#define RING_VERSION 1
+#define RING_VERSION 2
 #define RING_SIZE 1638400
 #define RING_SLOTS 64
 #define RING_FIRST_SLOT 4096
 #define RING_SLOT_HEADER 64
 #define RING_MAXIMUM_CELLS 1000 /* as many parameters, or results, as WebAssembly allows a function */
+#define RING_WORKER_BELL 384
+#define RING_END_BELL 448
 #define RING_BATCHES 589824
 #define RING_BATCH_SIZE 524288
 #define RING_BATCH_BUFFERS 2
@@ -76,7 +78,10 @@
 #define CALL_ENDED 5
 
 #define CALL_ASYNCHRONOUS 1 /* nobody waits for this very call: the receiver collects it */
-#define CALL_TIMED 2        /* it may have to be interrupted: it waits until there is who interrupts it */
+
+/* How a client sleeps until its call has ended. */
+#define RING_FUTEX 1
+#define RING_BELL 2 /* one thread at a time may: the bell does not say whose call it is */
 
 /* How a call ended. */
 #define CALL_RETURNED 0
@@ -95,9 +100,6 @@
 /* Why the worker's code returns to its host, where other answers are the address of a slot to run. */
 #define RING_PARK 0
 #define RING_ATTENTION 1
-#define RING_WATCH 2     /* a thread that interrupts is needed first */
-#define RING_PAUSE 3     /* so many calls were run that the host should look at its channels */
-#define RING_CALLS_AT_A_TIME 1024
 
 /* A client whose calls take longer than it is patient for, so many times in a row, looks only a moment for the end of the next ones,
  * and is patient with one in so many, to see whether that is still so. */

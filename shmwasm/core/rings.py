@@ -5,7 +5,8 @@ Theory
 `ring.h` is the specification, `ring.c` does the work on both sides. `ClientRing.call_function` makes what is called most: it
 enters the core once, which submits the call and looks for its end, and leaves whatever does not go so smoothly to its caller.
 
-What the two sides tell each other beside the ring (doorbell, completion, interrupt) is up to the callers: here nothing sleeps.
+The ring holds two bells, where the worker and one thread of the client sleep. What else the two sides tell each other beside it
+(completion, interrupt) is up to the callers.
 
 Locking
 -------
@@ -25,8 +26,10 @@ import wasmtime
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
 from shmwasm.core.calls import one_at_a_time
+from shmwasm.core.dispatching import CORE_IMPORTS
 from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
+from shmwasm.posix import bells
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.signals import interrupts_put_off
 
@@ -49,7 +52,7 @@ class ClientRing:
     """The client's end of a new ring, through which it calls the functions of one worker.
 
     Where a method returns an answer, it is one of `layout.RING_DONE` and its neighbours; `RING_DOORBELL` may be added to
-    `RING_PENDING`: the worker sleeps, and the caller must ring its doorbell.
+    `RING_PENDING`: the worker sleeps, and the caller must ring its bell.
 
     Args:
         core: The client's core.
@@ -57,6 +60,8 @@ class ClientRing:
 
     Attributes:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
+        worker_bell: What wakes a worker that sleeps; valid while the ring is open.
+        end_bell: Where to sleep after `doze_at_bell`; likewise.
         left_running: Called with the number of a call that was withdrawn while it ran.
 
     Raises:
@@ -83,6 +88,10 @@ class ClientRing:
             os.close(self.descriptor)
             raise
         core.call("ring_format", self.address, cells)
+        self.worker_bell = core.native_address(self.address + layout.RING_WORKER_BELL)
+        self.end_bell = core.native_address(self.address + layout.RING_END_BELL)
+        for bell in (self.worker_bell, self.end_bell):
+            bells.make(bell)
         self._header = core.view(self.address, layout.RING_FIRST_SLOT).cast("I")
         self._submit = core.function("ring_submit")
         self._collector = self._new_request(0, _NO_KIND, [], cells)
@@ -93,8 +102,6 @@ class ClientRing:
         kind: Signature,
         convert: Callable[[tuple[object, ...]], Sequence[int | float]],
         finish: Callable[[Request | None, int], object],
-        *,
-        flags: int = 0,
     ) -> Callable[..., object]:
         """Return the function that calls one of the worker's, as quickly as it can be done.
 
@@ -109,7 +116,6 @@ class ClientRing:
             finish: Returns what the call is to return, or raises; called with the request and the answer, other than RING_DONE,
                 that `submit` and one or the other look at the ring gave. The request is None if there is no ring any more. It
                 must not `give` the request.
-            flags: As in `submit`; only for calls that somebody waits for.
         """
         pool: list[Request] = []
         self._hot_pools.append(pool)
@@ -117,9 +123,7 @@ class ClientRing:
         def new() -> Request | None:
             if self._closed is not None:
                 return None
-            request = self._new_request(number, kind, pool)
-            request.prepare(flags)
-            return request
+            return self._new_request(number, kind, pool)
 
         steps = Steps(new, convert, finish, self.withdraw)
         return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
@@ -162,7 +166,7 @@ class ClientRing:
 
         Args:
             request: What to call, and with what; afterwards its `sequence` is the call's number.
-            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it. `layout.CALL_TIMED`: it may have to be interrupted.
+            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it.
             when: Any number, for `EndedCall.when`.
         """
         request.prepare(flags, when)
@@ -174,8 +178,12 @@ class ClientRing:
 
     def doze(self, request: Request) -> tuple[NativeAddress, int] | None:
         """Prepare to sleep until a call ends: return a futex, and what it holds until then; None if there is no need to."""
-        word = self._core.call("ring_doze", request.place)
+        word = self._core.call("ring_doze", request.place, layout.RING_FUTEX)
         return (self._core.native_address(word), request.status) if word else None
+
+    def doze_at_bell(self, request: Request) -> bool:
+        """Prepare to sleep at `end_bell` until a call ends; return whether there is need to. For one thread at a time."""
+        return bool(self._core.call("ring_doze", request.place, layout.RING_BELL))
 
     def ask(self) -> None:
         """Ask for a wake-up at the next end of an asynchronous call; then `collect` once more before you sleep."""
@@ -211,7 +219,7 @@ class ClientRing:
         Returns:
             CALL_CANCELLED: It will not begin. It ends as CALL_WITHDRAWN when its turn comes.
             CALL_INTERRUPTING: It runs, and the worker waits for one interrupt, which the caller must send.
-            CALL_RUNNING: It runs, and cannot be interrupted, or should not.
+            CALL_RUNNING: It runs, and was only to be cancelled.
             CALL_EMPTY: It has ended.
         """
         return self._call("ring_end_early", sequence, int(only_waiting))
@@ -324,7 +332,13 @@ def _nothing(_sequence: int) -> None:
 
 
 _TAKEN: Final = 128
-"""Where the ring says how many calls were taken; how many of them since the last RING_PAUSE, that follows."""
+"""Where the ring says how many calls were taken."""
+
+_ATTENTION: Final = 320
+"""Where it says that messages wait beside it."""
+
+_SLOT_WAITING: Final = 1
+"""Which word of a slot says how the client sleeps until it ends."""
 
 _SLOT_PROGRESS: Final = 7
 """Which word of a slot counts the calls of a batch that have returned."""
@@ -356,6 +370,8 @@ class WorkerRing:
 
     Attributes:
         address: Where the ring lies in the core's memory: what the dispatcher is told.
+        bell: Where the worker sleeps.
+        end_bell: Where a client sleeps whose slot says so.
 
     Raises:
         ProtocolError: The descriptor is no ring that this version can use.
@@ -373,11 +389,26 @@ class WorkerRing:
         if not core.call("ring_is_sound", self.address):
             core.unmap_metadata(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
-        self._counts = core.view(self.address + _TAKEN, 8).cast("I")
+        self._taken = core.view(self.address + _TAKEN, 4).cast("I")
+        self._attention = core.view(self.address + _ATTENTION, 4).cast("I")
+        self.bell = core.native_address(self.address + layout.RING_WORKER_BELL)
+        self.end_bell = core.native_address(self.address + layout.RING_END_BELL)
 
     def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
-        """Return what a dispatcher imports from `dispatching.CORE`, by name."""
-        return self._core.ring_exports
+        """Return what a dispatcher imports from `dispatching.CORE`, by name and in its order."""
+        return {name: self._core.ring_exports[name] for name in CORE_IMPORTS}
+
+    def memory(self) -> memoryview:
+        """Return all of the ring, as bytes, until it is closed."""
+        return self._core.view(self.address, layout.RING_SIZE)
+
+    def next(self) -> int:
+        """Take a call, as a dispatcher does; return its slot, or, below RING_FIRST_SLOT, why there is none: RING_PARK and so on.
+
+        Raises:
+            wasmtime.Trap: See `end`.
+        """
+        return self._core.call("ring_next", self.address)
 
     def slot(self) -> int:
         """Return the slot of the call that was taken last."""
@@ -386,11 +417,7 @@ class WorkerRing:
     @property
     def sequence(self) -> int:
         """The number of the call that was taken last; known without entering the core."""
-        return (self._counts[0] - 1) & 0xFFFF_FFFF
-
-    def allow(self, calls: int) -> None:
-        """Ask for RING_PAUSE after so many calls, this time; it comes after `layout.RING_CALLS_AT_A_TIME` at the latest."""
-        self._counts[1] = layout.RING_CALLS_AT_A_TIME - calls
+        return (self._taken[0] - 1) & 0xFFFF_FFFF
 
     def advance(self, slot: int) -> None:
         """Count one more call of a batch as returned."""
@@ -401,8 +428,8 @@ class WorkerRing:
         words = self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")
         return _call_in(words)
 
-    def end(self, slot: int, status: int, *, interrupted: bool = False) -> None:
-        """End the call in a slot, unless it has ended.
+    def end(self, slot: int, status: int, *, interrupted: bool = False) -> bool:
+        """End the call in a slot, unless it has ended; return whether its client sleeps at `end_bell`, and the caller must ring.
 
         Args:
             slot: Where it is.
@@ -412,7 +439,7 @@ class WorkerRing:
         Raises:
             wasmtime.Trap: Its interrupt has arrived now. Set the deadline anew, and call this again with `interrupted`.
         """
-        self._core.call("ring_end", self.address, slot, status, int(interrupted))
+        return bool(self._core.call("ring_end", self.address, slot, status, int(interrupted)))
 
     def park(self) -> bool:
         """Say that the worker is about to sleep; return whether it may, for there is nothing to do. `unpark` follows."""
@@ -426,13 +453,14 @@ class WorkerRing:
         """Answer RING_ATTENTION; the worker reads its messages after this."""
         self._core.call("ring_attend", self.address)
 
-    def watched(self) -> None:
-        """Answer RING_WATCH: there is a thread that interrupts calls now."""
-        self._core.call("ring_watch", self.address)
+    def call_attention(self) -> None:
+        """Have the dispatcher come back with RING_ATTENTION before the next call. Any thread may, also while it runs."""
+        self._attention[0] = 1
 
-    def native_address(self, slot: int) -> NativeAddress:
-        """Return the futex that a client may sleep on until the call in a slot ends."""
-        return self._core.native_address(slot)
+    def sleeper(self, slot: int) -> NativeAddress | None:
+        """Return the futex that a client sleeps on until the call in a slot ends; None if it sleeps at `end_bell`."""
+        at_bell = self._core.view(slot, layout.RING_SLOT_HEADER).cast("I")[_SLOT_WAITING] == layout.RING_BELL
+        return None if at_bell else self._core.native_address(slot)
 
     def close(self) -> None:
         """Drop the ring. May be called twice."""

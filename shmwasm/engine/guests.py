@@ -22,7 +22,7 @@ from shmwasm.engine.imports import check_provided, define, make_imports
 from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
-from shmwasm.engine.wasi import AdapterCode, WasiLinks, grant_wasi
+from shmwasm.engine.wasi import AdapterCode, Outputs, WasiLinks, grant_wasi
 from shmwasm.engine.windows import SharedLinearMemory, Window, reserve
 from shmwasm.errors import (
     ArgumentError,
@@ -57,7 +57,9 @@ def new_store(engine: wasmtime.Engine) -> wasmtime.Store:
 
 
 class Nest:
-    """A store for one guest, and what is linked natively to it: all that can be there before the guest's module is known.
+    """A store for guests of one module, one after another, and what is linked natively to them.
+
+    All of that can be there before the module is known; what its guests have in common is linked with the first.
 
     Args:
         store: Made by `new_store`.
@@ -80,18 +82,55 @@ class Nest:
         self.provided = frozenset(natives)
         self.host_table = HostTable(store)
         self._wasi = None if adapters is None else WasiLinks(store, adapters, self.linker)
+        self._is_linked = False
+        self.wasi: WasiLinks | None = None
+        """What must be told of each guest's memory before the guest calls WASI."""
+        self.types: Mapping[str, FunctionType] = {}
+        """The guests' exported functions."""
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
 
-    def link_wasi(self, description: ModuleDescription) -> WasiLinks | None:
-        """Link WASI for a module; return what must be told of its memory before it calls any."""
+    def link(
+        self,
+        name: str,
+        description: ModuleDescription,
+        *,
+        functions: Mapping[ImportName, Callable[..., Any]],
+        numbers: frozenset[ImportName],
+        wasi: bool,
+    ) -> None:
+        """Link what all guests of a module have in common; the second time, and from then on, nothing happens.
+
+        Takes what `Guest` takes, and raises its `ModuleError` and `UnsupportedError`.
+        """
+        if self._is_linked:
+            return
+        check_provided(name, description, functions=self.provided | functions.keys(), numbers=numbers, wasi=wasi)
+        missing = {(entry.module, entry.name) for entry in description.imports} - functions.keys()
+        if any(module == WASI_MODULE for module, _ in missing):
+            self._link_wasi(description)
+        self._fit(description.imports)
+        for entry in description.imports:
+            function = functions.get((entry.module, entry.name))
+            if function is not None and isinstance(entry.type, FunctionType):
+                label = f"{entry.module}.{entry.name}"
+                native = new_host_function(self.store, label, entry.type, function)
+                self.linker.define(self.store, entry.module, entry.name, native)
+        self.types = {
+            export: kind
+            for export, kind in description.exports.items()
+            if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
+        }
+        self._is_linked = True
+
+    def _link_wasi(self, description: ModuleDescription) -> None:
         memory = heap_memory(description)
         if self._wasi is None or memory is None or (memory.type.is_64 and not is_wide(description)):
             self.linker.define_wasi()
-            return None
-        return self._wasi
+        else:
+            self.wasi = self._wasi
 
-    def fit(self, imports: Iterable[Import]) -> None:
+    def _fit(self, imports: Iterable[Import]) -> None:
         """Link the form of each native that the module with these imports asks for."""
         for entry in imports:
             wide = self._natives_64.get((entry.module, entry.name))
@@ -105,7 +144,8 @@ class Guest:
 
     Args:
         number: The instance's number, for errors.
-        nest: Where to make it; for one guest only.
+        nest: Where to make it. A guest that was made there before is done with (see `vacate`), and was made with the same
+            arguments.
         module: The code.
         description: What `module` imports and exports.
         name: The module's name, for errors.
@@ -113,6 +153,7 @@ class Guest:
         wasi: What WASI grants; None provides no WASI at all.
         numbers: What the module's imported globals hold; they fit, signed or unsigned.
         futexes: How the guest waits for words of a heap; without, that is a trap.
+        outputs: See `grant_wasi`.
         start: Where the window will start, if a chain is to be attached at once: memory is kept below from the beginning.
         memory_limit: Bytes that each memory of the guest may have at most, if there is such a limit.
 
@@ -135,38 +176,26 @@ class Guest:
         wasi: WasiOptions | None,
         numbers: Mapping[ImportName, float] = _NO_NUMBERS,
         futexes: Futexes | None = None,
+        outputs: Outputs | None = None,
         start: int = WINDOW_END,
         memory_limit: int | None = None,
     ) -> None:
-        known = nest.provided | functions.keys()
-        check_provided(name, description, functions=known, numbers=frozenset(numbers), wasi=wasi is not None)
+        nest.link(name, description, functions=functions, numbers=frozenset(numbers), wasi=wasi is not None)
         self._number = number
         self._store = store = nest.store
         self._host_table = nest.host_table
         self._functions: dict[str, ExportedFunction] = {}
-        self.types = {
-            export: kind
-            for export, kind in description.exports.items()
-            if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
-        }
+        self.types = nest.types
         """The exported functions."""
         if wasi is not None:
-            grant_wasi(store, wasi)
-        missing = {(entry.module, entry.name) for entry in description.imports} - functions.keys()
-        links = nest.link_wasi(description) if any(module == WASI_MODULE for module, _ in missing) else None
-        nest.fit(description.imports)
-        for entry in description.imports:
-            function = functions.get((entry.module, entry.name))
-            if function is not None and isinstance(entry.type, FunctionType):
-                label = f"{entry.module}.{entry.name}"
-                nest.linker.define(store, entry.module, entry.name, new_host_function(store, label, entry.type, function))
+            grant_wasi(store, wasi, outputs)
         # A 64-bit heap memory is as large from the beginning as it will ever be; the window lowers the limit once it is made.
         most = start if memory_limit is None else min(start, memory_limit)
         reserve(store, WINDOW_END_64 if is_wide(description) else most)
         imported = self._make_imports(nest, module, description, numbers)
         with self._starting():
             self._exports = Exports(store, nest.linker.instantiate(store, module), description)
-        self.window = self._open_window(description, imported, links, start=start, limit=memory_limit)
+        self.window = self._open_window(description, imported, nest.wasi, start=start, limit=memory_limit)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
         self._fuel: tuple[IntegerCell, IntegerCell] | None = None
         if seam.FUEL in description.exports:
@@ -212,6 +241,14 @@ class Guest:
         """
         return self._reachable_memory().share_memory()
 
+    def vacate(self) -> None:
+        """Give the memory that can be reached back to the kernel, and close its file: the guest must not run again.
+
+        The rest of the guest stays as long as its store.
+        """
+        if self.window is not None:
+            self.window.vacate()
+
     def tick(self) -> None:
         """Interrupt what runs in the store; any thread may call this."""
         self._store.engine.increment_epoch()
@@ -223,6 +260,17 @@ class Guest:
     def resume_from_interruption(self) -> None:
         """Let the store's code run until the next tick."""
         self._store.set_epoch_deadline(1)
+
+    def give_fuel(self, units: int) -> None:
+        """Let the next call of a metered guest use so much, which may be given as 64 unsigned bits."""
+        assert self._fuel is not None
+        for cell in self._fuel:
+            cell.set(units)
+
+    @property
+    def metered(self) -> bool:
+        """Whether calls use up fuel."""
+        return self._fuel is not None
 
     def exhausted_fuel(self) -> int | None:
         """Return what the last call was given if it used that up; None if it was enough, or there is no such limit."""
@@ -243,13 +291,13 @@ class Guest:
             name: Its function that runs calls.
 
         Returns:
-            That function: takes a number and returns one.
+            That function: takes two numbers and returns one.
         """
         fuel = (seam.FUEL_GIVEN, seam.FUEL) if self._fuel is not None else ()
         imports = [*core, *(self._exports[export] for export in (*exports, *fuel))]
         made = wasmtime.Instance(self._store, dispatcher, imports).exports(self._store)[name]
         assert isinstance(made, wasmtime.Func)
-        return ExportedFunction(self._store, made, name, FunctionType(("i32",), ("i32",)))
+        return ExportedFunction(self._store, made, name, FunctionType(("i32", "i32"), ("i32",)))
 
     def _make_imports(
         self, nest: Nest, module: wasmtime.Module, description: ModuleDescription, numbers: Mapping[ImportName, float]

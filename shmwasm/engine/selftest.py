@@ -18,6 +18,7 @@ from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import UnsupportedError
+from shmwasm.posix import bells
 from shmwasm.posix.mappings import is_reserved, map_anywhere
 from shmwasm.posix.segments import Segment
 from shmwasm.rewrite import seam
@@ -49,11 +50,12 @@ _MODULE: Final = f"""(module
 
 
 def check_mapping(engine: wasmtime.Engine) -> None:
-    """Try that heaps can be mapped into a guest's memory, are reached by its loads and stores, and stay contained.
+    """Try that heaps can be mapped into a guest's memory, are reached by its loads and stores, and stay contained; and its bells.
 
     Raises:
         UnsupportedError: Something does not hold; it says what.
     """
+    bells.check()
     with (
         Segment.create(WASM_PAGE, name_for_errors="self-test") as lower,
         Segment.create(WASM_PAGE, name_for_errors="self-test") as upper,

@@ -283,6 +283,14 @@ class Window:
             os.close(self._file.descriptor)
             self._file = self._file._replace(descriptor=-1)
 
+    def vacate(self) -> None:
+        """Close the window, and give the memory back to the kernel: its guest is done with, and must not run again."""
+        self.close()
+        self._file = None
+        unmap_fixed(self.base, self._end)
+        if self._alias is not None:
+            unmap_fixed(self._alias.base, WINDOW_END)
+
     def _all_followers(self) -> list[Follower]:
         return self._followers if self._alias is None else [self._alias, *self._followers]
 

@@ -108,18 +108,17 @@ def _perform(ground: Ground, core: Core, segment: Segment, metadata: Segment) ->
 
 def _call(service: Service, ring: ClientRing, client: Channel) -> None:
     """Open the ring, and call through it until the worker has done whatever it does with every call."""
-    bells = [os.eventfd(0) for _ in range(3)]
-    client.send(codec.encode(messages.OpenRing()), [ring.descriptor, *bells])
-    service.step()
+    events = [os.eventfd(0) for _ in range(2)]
+    client.send(codec.encode(messages.OpenRing()), [ring.descriptor, *events])
+    calls = service.wait_for_ring()
     for _ in range(ROUNDS):
         request = ring.request(0, _FUNCTIONS["same"])
         packed = request.pack([1])
         assert packed, "the number is one that the function takes"
         ring.submit(request)
-        os.eventfd_write(bells[0], 1)
-        service.step()  # runs it, and sleeps until it hears the doorbell
+        calls.run(may_sleep=False)
         answer = ring.wait(request)
         assert answer == layout.RING_DONE, "the function returns"
         ring.give(request)
-    for bell in bells:
-        os.close(bell)
+    for event in events:
+        os.close(event)

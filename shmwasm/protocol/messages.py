@@ -225,12 +225,23 @@ class NumberImport(msgspec.Struct, frozen=True, kw_only=True):
     number: int | float
 
 
+class FreshCalls(msgspec.Struct, frozen=True, kw_only=True):
+    """Says that each call is to run in a guest that no call ran in before.
+
+    With `init`, the first call of all is no user's: it prepares the guest for the second one, which runs in the same guest, and
+    is repeated on each guest to come. `time_limit`: seconds that making and preparing such a guest may take; None for no limit.
+    """
+
+    init: bool = False
+    time_limit: float | None = None
+
+
 class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker must know to make its instance; opaque to the coordinator and the launcher but for `module_key`.
 
     `preparation` is `multiprocessing.spawn`'s preparation data (pickled), for host functions that live in the user's main module;
     `search_path` the client's `sys.path`, set only where there are pickled host functions. `memory_limit`: bytes that each of the
-    instance's memories may have.
+    instance's memories may have. `fresh`: None for one guest that runs all calls.
     """
 
     module_key: str
@@ -242,6 +253,7 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
     search_path: list[str] = []
     working_directory: str = ""
     memory_limit: int | None = None
+    fresh: FreshCalls | None = None
 
 
 class Spawn(Request, frozen=True):
@@ -521,9 +533,9 @@ CoordinatorToWorker = MapChain | UnmapChain | Leased | Recall | Alive | Stop
 class OpenRing(Message, frozen=True):
     """The first message of all: where calls are made from now on.
 
-    Descriptors: the segment of the call ring (see `core/ring.h`), and three eventfds: the *doorbell*, which the client rings
-    where the ring says that the worker sleeps; the *completion*, with which the worker wakes the client's receiver; the
-    *interrupt*, to which the client writes once for each call that it has marked as being interrupted.
+    Descriptors: the segment of the call ring (see `core/ring.h`), and two eventfds: the *completion*, with which the worker
+    wakes the client's receiver; the *interrupt*, to which the client writes once for each call that it has marked as being
+    interrupted.
     """
 
 

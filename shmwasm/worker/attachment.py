@@ -78,6 +78,8 @@ class Attachment:
         self._window: Window | None = None
         self._description: ModuleDescription | None = None
         self._heaps: list[_MappedHeap] = []
+        self.changes = 0
+        """How often something was attached or detached."""
         self._bells: Bells | None = None
         self.natives: dict[ImportName, wasmtime.Func]
         """What a guest in the same store may import natively."""
@@ -96,6 +98,31 @@ class Attachment:
         """Map chains into `window`, of an instance of the module described; None if it has no memory to map them into."""
         self._window = window
         self._description = description
+
+    @property
+    def start(self) -> int:
+        """The 32-bit app address where the chain starts, below which linear memory stays; the window's end if there is none."""
+        return min((heap.grant.start for heap in self._heaps), default=WINDOW_END)
+
+    def leave(self) -> None:
+        """Unmap the chain, if there is one, and let the guest to come allocate nothing before `move`: this one is done with."""
+        if self._heaps:
+            self._core.set_chain([])
+            if self._window is not None:
+                self._window.detach()
+
+    def move(self, window: Window | None) -> None:
+        """Map the chain, if there is one, into the window of another guest of the same module; `leave` came before.
+
+        Raises:
+            AttachError: The guest's memory reaches the chain. Nothing is mapped, and nothing can be allocated.
+            UnsupportedError: The kernel has no room. Likewise.
+        """
+        self._window = window
+        if self._heaps:
+            assert window is not None
+            window.attach([_native(heap.grant, heap.segment) for heap in self._heaps])
+            self._use_heaps()
 
     def open_ring(self, segment: int, bells: Bells) -> WorkerRing:
         """Return the client's call ring whose segment that is; the core rings `bells` for it from now on.
@@ -128,10 +155,12 @@ class Attachment:
             except BaseException:
                 self.detach()
                 raise
-            self._core.set_chain([heap.slot for heap in self._heaps if heap.slot is not None])
+            self.changes += 1
+            self._use_heaps()
 
     def detach(self) -> None:
         """Give back the slabs in which nothing lives, and unmap the chain, if there is one."""
+        self.changes += 1
         self._core.set_chain([])
         for heap in self._heaps:
             if heap.slot is not None:
@@ -199,6 +228,10 @@ class Attachment:
             if self._description is not None:
                 check_memories(self._description, WINDOW_END, heap=heap)
             raise AttachError(heap, "the instance's module has no memory to map it into")
+
+    def _use_heaps(self) -> None:
+        """Let the guest allocate from the managed heaps."""
+        self._core.set_chain([heap.slot for heap in self._heaps if heap.slot is not None])
 
     def _open(self, grant: messages.Grant, metadata: int) -> HeapSlot:
         return self._core.open_heap(metadata, grant.metadata_size, start=AppAddress(grant.start), name=grant.name)

@@ -4,15 +4,17 @@ Theory
 ------
 The dispatcher (`core.dispatching`) takes calls and ends them without leaving wasm. It comes back when it has nothing to do, or
 something that it cannot do, or when the guest stopped. In the last case its frames are gone, and with them the call that it ran:
-that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why.
+that is ended here, and what there is to tell of it is sent before, so that whoever finds the call ended finds out why. (Fresh
+calls have no dispatcher: see `fresh`.)
 
-What a call may expect of the store's deadline is said in `interrupting`. While a call that stopped is being ended, the deadline
+What a call may expect of the store's deadline is said in `watching`. While a call that stopped is being ended, the deadline
 lies far ahead: its tick may be on its way, and must not trap in the core's own code, which is entered for that.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from shmwasm.core import layout
 from shmwasm.core.dispatching import RUN, dispatched
+from shmwasm.engine.natives import native_function
 from shmwasm.engine.traps import FUEL, UNREACHABLE, GuestTrapError
 from shmwasm.errors import (
     FuelExhaustedError,
@@ -30,9 +33,9 @@ from shmwasm.errors import (
     WorkerTrapError,
     to_wire,
 )
-from shmwasm.posix import futexes
+from shmwasm.posix import bells, futexes
 from shmwasm.protocol import messages
-from shmwasm.worker.interrupting import InterruptedWaitError, Interrupter
+from shmwasm.worker.watching import InterruptedWaitError, Watcher
 
 if TYPE_CHECKING:
     from shmwasm.core.rings import RunningCall
@@ -40,20 +43,23 @@ if TYPE_CHECKING:
     from shmwasm.worker.instance import Ground
     from shmwasm.worker.links import ClientLink
 
-DESCRIPTORS: Final = 4
-"""How many come with `messages.OpenRing`: the ring, the doorbell, the completion, the interrupt."""
+DESCRIPTORS: Final = 3
+"""How many come with `messages.OpenRing`: the ring, the completion, the interrupt."""
+
+INITIALIZE: Final = "_initialize"
+"""What a WASI reactor wants to be called before all else."""
 
 INVALID_FREE: Final = "invalid_free"
 """The code of a trap because the guest freed what is no live block."""
 
 
-class RingCalls:
+class RingCalls(ABC):
     """Runs what a client calls through its ring. It is what the core rings its bells with, too (see `Attachment.open_ring`).
 
     Args:
         number: The instance's number, for errors.
         guest: Whose functions are called.
-        ground: The module's dispatcher, and the core.
+        ground: The core.
         client: Who is told of traps.
         descriptors: Those of `messages.OpenRing`, which are taken over.
 
@@ -71,67 +77,37 @@ class RingCalls:
     ) -> None:
         if len(descriptors) != DESCRIPTORS:
             raise ProtocolError(f"OpenRing with {len(descriptors)} descriptors")
-        segment, self.doorbell, self._completion, interrupt = descriptors
+        segment, self._completion, interrupt = descriptors
         self._number = number
         self._guest = guest
         self._client = client
         self._ring = ground.attachment.open_ring(segment, self)
         os.close(segment)
         self._names = dispatched(guest.types)
-        given = [self._ring.imports()[name] for name in ("memory", "ring_next", "ring_end")]
-        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
-        self._arguments = (self._ring.address,)
         self._interrupt = interrupt
-        self.interrupter = Interrupter(guest.tick, interrupt, client.fileno())
+        self.watcher = Watcher(guest.tick, interrupt, client.fileno(), self._call_attention)
 
     @property
     def running(self) -> int:
         """The number of the call that runs."""
         return self._ring.sequence
 
-    def run(self) -> int:
-        """Run calls until the dispatcher asks for something; return what: `layout.RING_PARK` and so on."""
-        while True:
-            try:
-                return int(self._run.call(self._arguments)[0])
-            except GuestTrapError as error:
-                stopped = error
-            self._end_stopped(stopped)
+    @abstractmethod
+    def run(self, *, may_sleep: bool) -> int:
+        """Run calls until something else is to be done; return what.
 
-    def allow(self, calls: int) -> None:
-        """Come back with `layout.RING_PAUSE` after so many calls."""
-        self._ring.allow(calls)
-
-    def park(self) -> bool:
-        """Say that the worker is about to sleep; return whether it may. `unpark` follows."""
-        return self._ring.park()
-
-    def unpark(self, *, rung: bool) -> None:
-        """Say that it is awake, and take note of the doorbell if it was rung.
-
-        Raises:
-            ProtocolError: There is no doorbell.
+        Args:
+            may_sleep: Whether to sleep while there is nothing to do. Otherwise `layout.RING_PARK` is returned then.
         """
-        self._ring.unpark()
-        if rung:
-            try:
-                os.eventfd_read(self.doorbell)
-            except OSError as failure:
-                raise ProtocolError(f"the client sent no doorbell: {failure}") from None
 
     def attend(self) -> None:
-        """Answer `layout.RING_ATTENTION`; the client's messages are read after this."""
+        """Answer `layout.RING_ATTENTION`; messages are read after this."""
         self._ring.attend()
-
-    def watch(self) -> None:
-        """Answer `layout.RING_WATCH`: see to it that calls can be interrupted."""
-        self.interrupter.start()
-        self._ring.watched()
 
     def close(self) -> None:
         """Let go of the ring, whose calls can not have been interrupted. A worker's exit does the same."""
         self._ring.close()
-        for descriptor in (self.doorbell, self._completion, self._interrupt):
+        for descriptor in (self._completion, self._interrupt):
             os.close(descriptor)
 
     # ------------------------------------------------------------ the core's bells
@@ -139,15 +115,24 @@ class RingCalls:
     def wake(self, slot: int) -> None:
         """Wake who sleeps at a slot's state, or the client's receiver (see `CoreHooks`)."""
         if slot:
-            futexes.wake(self._ring.native_address(slot))
+            sleeper = self._ring.sleeper(slot)
+            if sleeper is None:
+                bells.ring(self._ring.end_bell)
+            else:
+                futexes.wake(sleeper)
         else:
             with suppress(BlockingIOError):  # it is as readable as it can be
                 os.eventfd_write(self._completion, 1)
 
     def absorb(self) -> None:
         """Meet the tick of a call that has ended by itself (see `CoreHooks`)."""
-        self.interrupter.meet()
+        self.watcher.meet()
         self._guest.resume_from_interruption()
+
+    def _call_attention(self) -> None:
+        """Have the main thread read messages before the next call: see `Watcher`."""
+        self._ring.call_attention()
+        bells.ring(self._ring.bell)
 
     # ------------------------------------------------------------ calls that stopped
 
@@ -156,12 +141,12 @@ class RingCalls:
         self._guest.ignore_interruptions()
         interrupted = stopped.description.interrupted or isinstance(stopped.__cause__, InterruptedWaitError)
         if interrupted:
-            self.interrupter.meet()
+            self.watcher.meet()
         slot = self._ring.slot()
         call = self._ring.call_of(slot)
         if interrupted:
             status = layout.CALL_OVERDUE
-        elif self._left(call, stopped):
+        elif self._left(self._name(call), stopped):
             status = layout.CALL_RETURNED
             if call.calls:
                 self._ring.advance(slot)
@@ -169,17 +154,46 @@ class RingCalls:
             status = layout.CALL_TRAPPED
             code, facts = to_wire(error_of(self._number, self._name(call), stopped, fuel=self._guest.exhausted_fuel()))
             self._client.send(messages.Raised(request=call.sequence, code=code, facts=facts))
-        self._ring.end(slot, status, interrupted=interrupted)
+        self._end(slot, status, interrupted=interrupted)
+
+    def _end(self, slot: int, status: int, *, interrupted: bool = False) -> None:
+        """End the call in a slot. The deadline of the store lies far ahead, and is set anew."""
+        if self._ring.end(slot, status, interrupted=interrupted):
+            bells.ring(self._ring.end_bell)
         self._guest.resume_from_interruption()
 
-    def _left(self, call: RunningCall, stopped: GuestTrapError) -> bool:
+    def _left(self, export: str, stopped: GuestTrapError) -> bool:
         """Return whether the guest left its function by WASI's `proc_exit`, as a program leaves `main`."""
-        return stopped.description.exit_code == 0 and not self._guest.types[self._name(call)].results
+        return stopped.description.exit_code == 0 and not self._guest.types[export].results
 
     def _name(self, call: RunningCall) -> str:
         if call.export >= len(self._names):
             raise ProtocolError(f"the client called function {call.export} of {len(self._names)}")
         return self._names[call.export]
+
+
+class DispatchedCalls(RingCalls):
+    """Calls of one guest, which the module's dispatcher in `ground` runs. Takes and raises what `RingCalls` does."""
+
+    def __init__(self, number: int, guest: Guest, ground: Ground, client: ClientLink, descriptors: Sequence[int]) -> None:
+        super().__init__(number, guest, ground, client, descriptors)
+        store, ring = ground.nest.store, self._ring
+        given = (
+            *ring.imports().values(),
+            native_function(store, bells.native("sem_wait"), ring.bell),
+            native_function(store, bells.native("sem_post"), ring.end_bell),
+        )
+        self._run = guest.dispatch(ground.dispatcher, given, self._names, RUN)
+
+    def run(self, *, may_sleep: bool) -> int:
+        """See `RingCalls`."""
+        arguments = self._ring.address, may_sleep
+        while True:
+            try:
+                return int(self._run.call(arguments)[0])
+            except GuestTrapError as error:
+                stopped = error
+            self._end_stopped(stopped)
 
 
 def error_of(instance: int, export: str, stopped: GuestTrapError, *, fuel: int | None = None) -> ShmwasmError:

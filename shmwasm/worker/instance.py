@@ -1,10 +1,15 @@
-"""The worker's one instance: made from a plan, attached, looked at, and called through a ring."""
+"""The worker's one instance: made from a plan, attached, looked at, and called through a ring.
+
+A guest lives as long as the instance, or, where calls are to be fresh, for one call; the instance is the same all the time: what
+is attached, and what it allocated in shared heaps, stays.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from shmwasm.addresses import WINDOW_END
 from shmwasm.engine.callers import Caller
@@ -13,7 +18,8 @@ from shmwasm.engine.heap_memory import check_memories, is_wide
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, UnsupportedError, WorkerTrapError, to_wire
 from shmwasm.protocol import messages
-from shmwasm.worker.calls import RingCalls, error_of
+from shmwasm.worker.calls import INITIALIZE, DispatchedCalls, RingCalls, error_of
+from shmwasm.worker.fresh import FreshCalls
 from shmwasm.worker.hosting import HostFunctions
 from shmwasm.worker.links import ClientLink, leave
 from shmwasm.worker.waiting import Waiting
@@ -26,9 +32,6 @@ if TYPE_CHECKING:
     from shmwasm.posix.futexes import Alarm
     from shmwasm.worker.attachment import Attachment
     from shmwasm.worker.links import ControlLink
-
-_INITIALIZE: Final = "_initialize"
-"""What a WASI reactor wants to be called before all else."""
 
 
 class Ground(NamedTuple):
@@ -80,8 +83,9 @@ class Instance:
         start = min((grant.start for grant in message.grants), default=WINDOW_END)
         if message.grants:
             check_memories(ground.description, start, heap=message.grants[0].name)
-        self._guest: Guest | None = None  # host functions that the start function calls look for it
-        self._guest = Guest(
+        self._fresh = plan.fresh
+        self._new_guest = partial(
+            Guest,
             self.number,
             ground.nest,
             ground.code,
@@ -91,13 +95,15 @@ class Instance:
             wasi=plan.wasi,
             numbers={(given.module, given.name): given.number for given in plan.numbers},
             futexes=Waiting(self._alarm),
-            start=start,
+            outputs=None if plan.fresh is None else {},
             memory_limit=plan.memory_limit,
         )
+        self._guest: Guest | None = None  # host functions that the start function calls look for it
+        self._guest = self._new_guest(start=start)
         self.attachment.use(self._guest.window, ground.description)
         if message.grants:
             self.attachment.attach(message.grants, granted)
-        self._initialize()
+        self.initialize()
 
     def open_ring(self, descriptors: Sequence[int]) -> None:
         """Serve calls through the ring that came with these descriptors, which are taken over.
@@ -107,8 +113,29 @@ class Instance:
         """
         if self.calls is not None:
             raise ProtocolError("the client sent a second call ring")
-        self.calls = RingCalls(self.number, self._running_guest(), self._ground, self.client, descriptors)
+        if self._fresh is None:
+            self.calls = DispatchedCalls(self.number, self._running_guest(), self._ground, self.client, descriptors)
+        else:
+            self.calls = FreshCalls(self, self._running_guest(), self._ground, descriptors, self._fresh)
         self._host.calls = self.calls
+
+    def retire(self) -> None:
+        """Give the guest's memory back; nothing of the guest runs from now on. May be called twice."""
+        self.attachment.leave()
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.vacate()
+
+    def renew(self) -> Guest:
+        """Make another guest, all but attached to the chain, in place of one that was retired.
+
+        Raises:
+            InstantiationError: wasmtime refused, or the start function stopped.
+            ArgumentError: A WASI option cannot be granted any more.
+        """
+        self._memory_was_sent = False
+        self._guest = self._new_guest(start=self.attachment.start)
+        return self._guest
 
     def share_memory(self, request: messages.ShareMemory) -> tuple[messages.CallReply, Sequence[int]]:
         """Return the answer to a client that wants to see the linear memory, and the descriptors that travel with it."""
@@ -117,7 +144,7 @@ class Instance:
         except ShmwasmError as error:
             code, facts = to_wire(error)
             answer = messages.Raised(request=request.request, code=code, facts=facts)
-            if self._running_guest().window is not None:
+            if self._guest is not None and self._guest.window is not None:
                 self.client.send(answer)
                 leave(os.EX_OSERR)  # half of the memory may have moved: the guest must not run on it
             return answer, ()
@@ -126,17 +153,22 @@ class Instance:
         return messages.MemoryShared(request=request.request, size=shared.size, capacity=shared.capacity), descriptors
 
     def _alarm(self) -> Alarm | None:
-        return None if self.calls is None else self.calls.interrupter.alarm
+        return None if self.calls is None else self.calls.watcher.alarm
 
-    def _initialize(self) -> None:
+    def initialize(self) -> None:
+        """Do for the guest what a WASI reactor wants to be done before all else.
+
+        Raises:
+            InstantiationError: Its function stopped.
+        """
         guest = self._running_guest()
-        if guest.exports(_INITIALIZE):
+        if guest.exports(INITIALIZE):
             try:
-                guest.function(_INITIALIZE).call(())
+                guest.function(INITIALIZE).call(())
             except GuestTrapError as stopped:
-                error = error_of(self.number, _INITIALIZE, stopped)
+                error = error_of(self.number, INITIALIZE, stopped)
                 reason = error.trap if isinstance(error, WorkerTrapError) else error
-                raise InstantiationError(self.number, f"its function {_INITIALIZE!r} stopped: {reason}") from None
+                raise InstantiationError(self.number, f"its function {INITIALIZE!r} stopped: {reason}") from None
 
     def _enter(self, directory: str) -> None:
         if directory:

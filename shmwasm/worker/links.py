@@ -15,7 +15,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from shmwasm.errors import ClosedError, ProtocolError, from_wire
@@ -23,6 +23,7 @@ from shmwasm.protocol import codec, messages
 
 if TYPE_CHECKING:
     from shmwasm.posix.channels import Channel
+    from shmwasm.worker.watching import Watcher
 
 Number = int | float
 M = TypeVar("M")
@@ -49,10 +50,15 @@ class ControlLink:
         self._channel = channel
         self._put_off: deque[tuple[messages.CoordinatorToWorker, list[int]]] = deque()
         self._requests = 0
+        self._watcher: Watcher | None = None
 
     def fileno(self) -> int:
         """Return the channel's descriptor, to wait on."""
         return self._channel.fileno()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Let a watcher tell when there is something to read, but for what is waited for here."""
+        self._watcher = watcher
 
     @property
     def has_put_off(self) -> bool:
@@ -84,11 +90,14 @@ class ControlLink:
 
     def _answer(self, kind: type[M]) -> M:
         """Return the one message of that kind that is due; whatever comes before it is put off."""
-        while True:
-            message, descriptors = self._receive()
-            if isinstance(message, kind):
-                return message
-            self._put_off.append((message, descriptors))
+        with _kept_off(self._watcher, self._channel):
+            while True:
+                message, descriptors = self._receive()
+                if isinstance(message, kind):
+                    return message
+                self._put_off.append((message, descriptors))
+                if self._watcher is not None:
+                    self._watcher.call()
 
     def _receive(self) -> tuple[messages.CoordinatorToWorker, list[int]]:
         return _next(self._channel, codec.to_worker)
@@ -107,10 +116,15 @@ class ClientLink:
     ) -> None:
         self._channel = channel
         self._share_memory = share_memory
+        self._watcher: Watcher | None = None
 
     def fileno(self) -> int:
         """Return the channel's descriptor, to wait on."""
         return self._channel.fileno()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Let a watcher tell when there is something to read, but for what is waited for here."""
+        self._watcher = watcher
 
     def send(self, reply: messages.CallReply, descriptors: Sequence[int] = ()) -> None:
         """Send a reply, or exit where there is nobody to receive it."""
@@ -141,18 +155,19 @@ class ClientLink:
         Raises:
             ShmwasmError: What the host function, or the client on its behalf, raised.
         """
-        self.send(messages.HostCall(request=request, index=index, arguments=arguments))
-        while True:
-            message, _ = self._receive()
-            match message:
-                case messages.HostReturn(code="", results=results):
-                    return results
-                case messages.HostReturn(code=code, facts=facts):
-                    raise from_wire(code, facts)
-                case messages.ShareMemory() as request_to_share:
-                    self.send(*self._share_memory(request_to_share))
-                case messages.OpenRing():
-                    give_up(ProtocolError("the client sent a second call ring"))
+        with _kept_off(self._watcher, self._channel):
+            self.send(messages.HostCall(request=request, index=index, arguments=arguments))
+            while True:
+                message, _ = self._receive()
+                match message:
+                    case messages.HostReturn(code="", results=results):
+                        return results
+                    case messages.HostReturn(code=code, facts=facts):
+                        raise from_wire(code, facts)
+                    case messages.ShareMemory() as request_to_share:
+                        self.send(*self._share_memory(request_to_share))
+                    case messages.OpenRing():
+                        give_up(ProtocolError("the client sent a second call ring"))
 
     def _receive(self) -> tuple[messages.CallMessage, list[int]]:
         message, descriptors = _next(self._channel, codec.call_messages)
@@ -160,6 +175,10 @@ class ClientLink:
             while descriptors:
                 os.close(descriptors.pop())
         return message, descriptors
+
+
+def _kept_off(watcher: Watcher | None, channel: Channel) -> AbstractContextManager[None]:
+    return nullcontext() if watcher is None else watcher.keeps_off(channel.fileno())
 
 
 def _next(channel: Channel, decoder: codec.Decoder[M]) -> tuple[M, list[int]]:

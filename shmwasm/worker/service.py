@@ -2,20 +2,16 @@
 
 Theory
 ------
-The calls are the dispatcher's affair. It comes back for whatever is not a call, and when there is none: then the worker sleeps
-until somebody rings the doorbell or sends a message. What the coordinator sent comes first, as it may have waited for many calls;
-only `Stop` waits for the calls that the client made before it asked for it.
-
-A client may keep the ring full. So the dispatcher comes back after some calls in any case; how many follows from how long the
-last ones took, so that the coordinator waits for some milliseconds, or for one call.
+The calls are the dispatcher's affair: it runs them, and sleeps while there are none. It comes back before the next call when
+there is a message, which is read then, as it may have waited for a long call; only `Stop` waits for the calls that the client
+made before. That there is one is noticed by the watcher's thread.
 """
 
 from __future__ import annotations
 
 import select
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from shmwasm.core import layout
 from shmwasm.errors import ProtocolError, ShmwasmError, to_wire
@@ -28,19 +24,14 @@ if TYPE_CHECKING:
     from shmwasm.worker.links import ControlLink
 
 
-MOST_CALLS: Final = 256
-"""How many calls are run, at most, before the channels are looked at: many enough to make the look cost nothing."""
-
-PATIENCE: Final = 0.005
-"""Seconds that the coordinator may wait for a look, unless a single call takes longer."""
-
-
 def serve(instance: Instance, control: ControlLink) -> NoReturn:
     """Serve until either channel ends or the coordinator says `Stop`; then exit with code 0."""
     service = Service(instance, control)
     try:
+        calls = service.wait_for_ring()
+        service.watch(calls)
         while True:
-            service.step()
+            service.step(calls)
     except ProtocolError as violation:
         give_up(violation)
 
@@ -54,58 +45,46 @@ class Service:
         self._control_number = control.fileno()
         self._client_number = instance.client.fileno()
         self._stopping = False
-        self._allowed = 1
-        self._looked = time.monotonic()
         self._poll = select.poll()
         self._poll.register(self._control_number, select.POLLIN)
         self._poll.register(self._client_number, select.POLLIN)
 
-    def step(self) -> None:
-        """Run calls until the dispatcher asks for something, and do that: at the latest sleep, and do what woke us.
+    def wait_for_ring(self) -> RingCalls:
+        """Do what is asked for until the client sends its ring; return what runs the calls.
 
         Raises:
             ProtocolError: A message is out of place.
         """
-        calls = self._instance.calls
-        if calls is None:
-            self._handle(self._wait())
+        while self._instance.calls is None:
+            self._handle_last(0 if self._stopping else None)
+        return self._instance.calls
+
+    def watch(self, calls: RingCalls) -> None:
+        """Let the watcher's thread notice messages from now on."""
+        for link in (self._control, self._instance.client):
+            link.watch(calls.watcher)
+        calls.watcher.start([self._control_number, self._client_number])
+
+    def step(self, calls: RingCalls) -> None:
+        """Run calls until there is a message, or there are no more to wait for; handle what there is.
+
+        Raises:
+            ProtocolError: A message is out of place.
+        """
+        if calls.run(may_sleep=not self._stopping) != layout.RING_ATTENTION:
+            self._handle_last(0)
             return
-        match calls.run():
-            case layout.RING_ATTENTION:
-                calls.attend()
-                while self._client_number in (ready := self._ready(0)):
-                    self._handle(ready)
-            case layout.RING_WATCH:
-                calls.watch()
-            case layout.RING_PAUSE:
-                self._handle(self._ready(0))
-                self._set_pace(calls)
-            case _:
-                self._park(calls)
+        calls.attend()
+        while (ready := self._ready(0)) or self._control.has_put_off:
+            self._handle(ready)
+        calls.watcher.look_again([self._control_number, self._client_number])
 
-    def _set_pace(self, calls: RingCalls) -> None:
-        """Allow as many calls as will take half of the time that the last ones should have taken, or at most twice as many."""
-        now = time.monotonic()
-        fitting = self._allowed * PATIENCE / 2 / max(now - self._looked, 1e-9)
-        self._allowed = max(1, min(int(fitting), 2 * self._allowed, MOST_CALLS))
-        self._looked = now
-        calls.allow(self._allowed)
-
-    def _park(self, calls: RingCalls) -> None:
-        if not calls.park():
-            return
-        ready = self._wait()
-        calls.unpark(rung=calls.doorbell in ready)
-        self._handle(ready)
-        self._looked = time.monotonic()
-        calls.allow(self._allowed)
-
-    def _wait(self) -> set[int]:
-        """Wait until something can be read, and return what; where there is nothing left to do, exit."""
-        ready = self._ready(0 if self._stopping or self._control.has_put_off else None)
+    def _handle_last(self, timeout: float | None) -> None:
+        """Wait for a message, so long or without end, and handle it; where there is nothing left to do, exit."""
+        ready = self._ready(timeout)
         if self._stopping and not ready - {self._control_number} and not self._control.has_put_off:
             leave()
-        return ready
+        self._handle(ready)
 
     def _ready(self, timeout: float | None) -> set[int]:
         return {number for number, _ in self._poll.poll(timeout)}
@@ -118,9 +97,6 @@ class Service:
             descriptors = self._instance.client.serve()
             if descriptors is not None:
                 self._instance.open_ring(descriptors)
-                assert self._instance.calls is not None
-                self._instance.calls.allow(self._allowed)
-                self._poll.register(self._instance.calls.doorbell, select.POLLIN)
 
     def _obey(self, message: messages.CoordinatorToWorker, descriptors: Sequence[int]) -> None:
         match message:

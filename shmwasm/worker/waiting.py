@@ -12,7 +12,7 @@ from collections.abc import Callable
 from shmwasm.addresses import NativeAddress
 from shmwasm.posix import futexes
 from shmwasm.posix.futexes import Alarm, Wait
-from shmwasm.worker.interrupting import InterruptedWaitError
+from shmwasm.worker.watching import InterruptedWaitError
 
 
 class Waiting:

@@ -28,7 +28,7 @@ from shmwasm.core.rings import WorkerRing
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType
-from shmwasm.posix import futexes
+from shmwasm.posix import bells, futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
 
@@ -66,6 +66,7 @@ class RingBench:
         self.host_calls: list[tuple[int, list[Any]]] = []
         self.path = RingCallPath(
             INSTANCE,
+            worker=os.getpid(),
             core=client,
             functions=FUNCTIONS,
             channel=ours,
@@ -78,7 +79,6 @@ class RingBench:
         assert codec.call_messages.decode(packet[0]) == messages.OpenRing()
         self._descriptors = packet[1]
         self._ring = WorkerRing(self._core, self._descriptors[0])
-        self._ring.watched()
 
     def start(self, export: str, *arguments: float, timeout: float = 0.0) -> Future[Any]:
         """Start a call; the future fails if the call ends twice."""
@@ -123,17 +123,17 @@ class RingBench:
         """Let a call return, as the worker."""
         cells = self._core.view(call.slot + layout.RING_SLOT_HEADER, 16)
         struct.pack_into("<" + results_format(FUNCTIONS[call.export]), cells, 0, *results)
-        self._ring.end(call.slot, layout.CALL_RETURNED)
+        self._end(call, layout.CALL_RETURNED)
 
     def trap(self, call: Taken, code: str, facts: dict[str, Any]) -> None:
         """Let a call end by an error, as the worker."""
         self.say(messages.Raised(request=call.number, code=code, facts=facts))
-        self._ring.end(call.slot, layout.CALL_TRAPPED)
+        self._end(call, layout.CALL_TRAPPED)
 
     def stop(self, call: Taken) -> None:
         """Wait for the interrupt of a call, and end it, as the worker."""
-        assert os.read(self._descriptors[3], 8) == (1).to_bytes(8, "little")
-        self._ring.end(call.slot, layout.CALL_OVERDUE, interrupted=True)
+        assert os.read(self._descriptors[2], 8) == (1).to_bytes(8, "little")
+        self._end(call, layout.CALL_OVERDUE, interrupted=True)
 
     def hear(self) -> Any:
         """Return what the path says beside the ring next."""
@@ -164,13 +164,21 @@ class RingBench:
     def wake(self, slot: int) -> None:
         """Wake the client (see `CoreHooks`)."""
         if slot:
-            futexes.wake(self._ring.native_address(slot))
+            sleeper = self._ring.sleeper(slot)
+            if sleeper is None:
+                bells.ring(self._ring.end_bell)
+            else:
+                futexes.wake(sleeper)
         else:
-            os.eventfd_write(self._descriptors[2], 1)
+            os.eventfd_write(self._descriptors[1], 1)
 
     def absorb(self) -> None:
         """Wait for the interrupt of a call that ended by itself (see `CoreHooks`)."""
-        assert os.read(self._descriptors[3], 8)
+        assert os.read(self._descriptors[2], 8)
+
+    def _end(self, call: Taken, status: int, *, interrupted: bool = False) -> None:
+        if self._ring.end(call.slot, status, interrupted=interrupted):
+            bells.ring(self._ring.end_bell)
 
     def _host_function(self, index: int, arguments: list[Any]) -> list[Any]:
         self.host_calls.append((index, arguments))

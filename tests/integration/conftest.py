@@ -23,6 +23,7 @@ from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType, deserialize
 from shmwasm.engine.wasi import compile_adapters
+from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.programs import start_program
 from shmwasm.posix.segments import Segment
@@ -44,7 +45,7 @@ class WorkerHandle:
         self.calls = calls
         self.pid = 0
         self.pidfd = -1
-        self.doorbell, self.completion, self.interrupts = (os.eventfd(0) for _ in range(3))
+        self.completion, self.interrupts = (os.eventfd(0) for _ in range(2))
         self.ring = ClientRing(core, cells_of(functions))
         self._functions = functions
         self._numbers = {name: number for number, name in enumerate(dispatched(functions))}
@@ -52,7 +53,7 @@ class WorkerHandle:
 
     def open_ring(self) -> None:
         """Say the first thing that a client says."""
-        self.ask(messages.OpenRing(), [self.ring.descriptor, self.doorbell, self.completion, self.interrupts])
+        self.ask(messages.OpenRing(), [self.ring.descriptor, self.completion, self.interrupts])
 
     def hear(self) -> Any:
         """Return what the worker says to its coordinator next; None at the end."""
@@ -84,16 +85,16 @@ class WorkerHandle:
         return request
 
     def submit(self, request: Request, flags: int = 0) -> None:
-        """Submit it, and ring the doorbell if that must be."""
+        """Submit it, and wake the worker if that must be."""
         answer = self.ring.submit(request, flags)
         assert answer & ~layout.RING_DOORBELL == layout.RING_PENDING
         if answer & layout.RING_DOORBELL:
-            os.eventfd_write(self.doorbell, 1)
+            bells.ring(self.ring.worker_bell)
 
-    def start_call(self, export: str, *arguments: float, flags: int = 0) -> Request:
+    def start_call(self, export: str, *arguments: float) -> Request:
         """Start a call."""
         request = self.prepare(export, *arguments)
-        self.submit(request, flags)
+        self.submit(request)
         return request
 
     def start_batch(self, export: str, rows: Sequence[Sequence[float]]) -> tuple[Request, Callable[[], list[tuple[float, ...]]]]:
@@ -152,7 +153,7 @@ class WorkerHandle:
 
     def call(self, export: str, *arguments: float, timeout: float = 0.0) -> list[int | float]:
         """Call, and return the results, or raise what it raised."""
-        request = self.start_call(export, *arguments, flags=layout.CALL_TIMED if timeout else 0)
+        request = self.start_call(export, *arguments)
         try:
             return self.end_call(request, timeout)
         finally:
@@ -165,7 +166,7 @@ class WorkerHandle:
         if self._open:
             self._open = False
             self.ring.close()
-            for descriptor in (self.doorbell, self.completion, self.interrupts):
+            for descriptor in (self.completion, self.interrupts):
                 os.close(descriptor)
         if self.pidfd >= 0:
             os.close(self.pidfd)

@@ -34,7 +34,6 @@ GUEST = """(module
   (func (export "spin") (loop $again (br $again))))"""
 
 CLIENT_FUNCTION = messages.HostImport(module="env", name="ask", on_client=True)
-TIMED = layout.CALL_TIMED
 
 
 @pytest.fixture
@@ -68,16 +67,14 @@ def test_an_endless_loop_is_interrupted_and_the_same_process_answers_the_next_ca
     assert worker.call("count", timeout=30.0) == [2]
 
 
-def test_a_worker_whose_calls_are_not_timed_has_one_thread(worker):
+def test_a_worker_has_two_threads_as_soon_as_it_has_a_ring(worker):
     worker.call("count")
-    assert threads_of(worker) == 1
-    worker.call("count", timeout=30.0)
     assert threads_of(worker) == 2
 
 
 def test_hundreds_of_interruptions_leave_the_worker_as_it_was(worker):
     for _ in range(200):
-        request = worker.start_call("spin", flags=TIMED)
+        request = worker.start_call("spin")
         until_running(worker, request)
         assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
         assert worker.wait(request) == layout.RING_FAILED
@@ -90,10 +87,10 @@ def test_hundreds_of_interruptions_leave_the_worker_as_it_was(worker):
 @pytest.mark.parametrize("export", ["loop", "divide_after"])
 def test_an_interruption_that_races_with_the_end_of_a_call_hits_that_call_or_none(worker, export):
     """The calls take about as long as it takes to interrupt them, so all orders of the two happen; which did is not known."""
-    worker.call("count", timeout=30.0)
+    worker.call("count")
     endings = set()
     for attempt in range(1000):
-        request = worker.start_call(export, 400 * (attempt % 50), flags=TIMED)
+        request = worker.start_call(export, 400 * (attempt % 50))
         following = worker.start_call("count")
         until_it_runs = attempt % 7
         while until_it_runs and worker.ring.state(request.sequence) == layout.CALL_SUBMITTED:
@@ -118,8 +115,8 @@ def test_an_interruption_that_races_with_the_end_of_a_call_hits_that_call_or_non
 
 
 def test_a_host_function_is_not_disturbed_by_an_interruption_which_is_the_guests_after_it(worker):
-    worker.call("count", timeout=30.0)
-    request = worker.start_call("ask", 5, flags=TIMED)
+    worker.call("count")
+    request = worker.start_call("ask", 5)
     assert isinstance(worker.answer(), messages.HostCall)
     assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
     worker.ask(messages.ShareMemory(request=1 << 32))
@@ -139,7 +136,7 @@ def test_a_host_function_is_not_disturbed_by_an_interruption_which_is_the_guests
 def test_a_guest_that_sleeps_in_a_heap_is_woken_when_it_is_interrupted(attached, heap, export):
     address = heap.grant.start + 4096
     for _ in range(20):
-        request = attached.start_call(export, address, flags=TIMED)
+        request = attached.start_call(export, address)
         until_running(attached, request)
         assert attached.interrupt(request.sequence) == layout.CALL_INTERRUPTING
         assert attached.wait(request) == layout.RING_FAILED
@@ -150,8 +147,8 @@ def test_a_guest_that_sleeps_in_a_heap_is_woken_when_it_is_interrupted(attached,
 
 def test_a_guest_that_is_interrupted_before_it_sleeps_does_not_sleep(attached, heap):
     """The interruption comes while a host function runs, and the guest sleeps right after it, with no loop or call between."""
-    attached.call("count", timeout=30.0)
-    request = attached.start_call("ask_and_wait", heap.grant.start + 4096, flags=TIMED)
+    attached.call("count")
+    request = attached.start_call("ask_and_wait", heap.grant.start + 4096)
     assert isinstance(attached.answer(), messages.HostCall)
     assert attached.interrupt(request.sequence) == layout.CALL_INTERRUPTING
     attached.ask(messages.HostReturn(results=[0]))
@@ -160,7 +157,7 @@ def test_a_guest_that_is_interrupted_before_it_sleeps_does_not_sleep(attached, h
 
 
 def test_a_batch_that_is_interrupted_says_how_many_calls_returned(worker):
-    worker.call("count", timeout=30.0)
+    worker.call("count")
     calls = 1000
     request, results = worker.start_batch("ask", [(number,) for number in range(calls)])
     for number in range(3):
@@ -181,8 +178,8 @@ def test_a_batch_that_is_interrupted_says_how_many_calls_returned(worker):
 
 
 def test_a_worker_that_waits_for_an_interruption_ends_with_its_client(launcher, worker):
-    worker.call("count", timeout=30.0)
-    request = worker.start_call("loop", 30_000_000, flags=TIMED)
+    worker.call("count")
+    request = worker.start_call("loop", 30_000_000)
     until_running(worker, request)
     assert worker.ring.end_early(request.sequence) == layout.CALL_INTERRUPTING
     worker.calls.close()

@@ -13,6 +13,7 @@ import pytest
 
 from shmwasm.core import layout
 from shmwasm.core.rings import new_sealed_memory
+from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.processes import send_signal, wait_gone
 from shmwasm.protocol import codec, messages
@@ -21,6 +22,7 @@ GUEST = """(module
   (import "env" "ask" (func $ask (param i32) (result i32)))
   (func (export "ask") (param i32) (result i32) (call $ask (local.get 0)))
   (func (export "same") (param i32) (result i32) (local.get 0))
+  (func (export "divide") (param i32) (result i32) (i32.div_u (i32.const 1) (local.get 0)))
   (func (export "loop") (param i32) (result i32) (local i32)
     (loop $again (br_if $again (i32.lt_u (local.tee 1 (i32.add (local.get 1) (i32.const 1))) (local.get 0))))
     (local.get 1))
@@ -48,7 +50,6 @@ def processor_time(worker):
 
 def test_a_worker_with_nothing_to_do_sleeps_and_uses_no_processor(worker):
     assert worker.call("same", 1) == [1]
-    assert worker.call("same", 2, timeout=PATIENCE) == [2]  # it has its second thread now
     until(worker.ring.is_parked)
     until(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
     before = processor_time(worker)
@@ -62,12 +63,12 @@ def test_a_worker_that_sleeps_is_woken_by_every_call(worker):
         until(worker.ring.is_parked)
         request = worker.prepare("same", number)
         assert worker.ring.submit(request) == layout.RING_PENDING | layout.RING_DOORBELL
-        os.eventfd_write(worker.doorbell, 1)
+        bells.ring(worker.ring.worker_bell)
         assert worker.end_call(request) == [number]
         worker.ring.give(request)
 
 
-def test_a_worker_that_looks_for_a_while_takes_calls_without_a_doorbell(worker):
+def test_a_worker_that_looks_for_a_while_takes_calls_without_being_rung_for(worker):
     worker.ring.set_spin(1 << 31)
     worker.call("same", 1)
     for number in range(100):
@@ -79,9 +80,9 @@ def test_a_worker_that_looks_for_a_while_takes_calls_without_a_doorbell(worker):
     until(lambda: worker.ring.is_parked() or worker.call("same", 1) == [])
 
 
-def test_a_doorbell_for_nothing_harms_nothing(worker):
+def test_a_ring_for_nothing_harms_nothing(worker):
     for _ in range(10):
-        os.eventfd_write(worker.doorbell, 1)
+        bells.ring(worker.ring.worker_bell)
         assert worker.call("same", 1) == [1]
 
 
@@ -114,6 +115,33 @@ def test_a_client_that_sleeps_until_its_call_ends_is_woken(worker):
             found = worker.ring.doze(request)
         assert worker.end_call(request) == [2]
         worker.ring.give(request)
+
+
+def test_a_client_that_sleeps_at_the_bell_is_woken_however_its_call_ends(worker):
+    for ending in ["returns", "traps", "is withdrawn"] * 20:
+        first = worker.start_call("ask", 1)
+        request = worker.start_call("divide" if ending == "traps" else "same", 0)
+        worker.answer()
+        if ending == "is withdrawn":
+            assert worker.ring.end_early(request.sequence) == layout.CALL_CANCELLED
+        assert worker.ring.doze_at_bell(request)
+        worker.ask(messages.HostReturn(results=[2]))
+        while worker.ring.doze_at_bell(request):
+            assert bells.wait(worker.ring.end_bell, PATIENCE)
+        assert worker.wait(request) == (layout.RING_DONE if ending == "returns" else layout.RING_FAILED)
+        assert worker.end_call(first) == [2]
+        if ending == "traps":
+            assert isinstance(worker.answer(), messages.Raised)
+        worker.ring.give(first)
+        worker.ring.give(request)
+
+
+def test_a_message_of_the_coordinator_wakes_a_worker_that_sleeps(worker):
+    for number in range(100):
+        until(worker.ring.is_parked)
+        worker.tell(messages.UnmapChain(request=number))
+        assert worker.hear() == messages.Done(request=number)
+    assert worker.call("same", 1) == [1]
 
 
 def test_a_message_is_read_before_the_next_call_though_the_ring_is_full(worker):
@@ -164,7 +192,7 @@ def test_a_worker_may_be_killed_in_any_state_and_another_one_serves(launcher, wo
             worker.start_call("ask", 1)
             worker.answer()
         case _:
-            request = worker.start_call("loop", 30_000_000, flags=layout.CALL_TIMED)
+            request = worker.start_call("loop", 30_000_000)
             until(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
             assert worker.ring.end_early(request.sequence) == layout.CALL_INTERRUPTING
     send_signal(worker.pidfd, signal.SIGKILL)
@@ -198,15 +226,15 @@ def channel_end():
 def test_what_is_no_ring_ends_the_worker(launcher, ring):
     worker = launcher.fork(GUEST, imports=[CLIENT_FUNCTION], with_ring=False)
     descriptor = ring()
-    worker.calls.send(codec.encode(messages.OpenRing()), [descriptor, worker.doorbell, worker.completion, worker.interrupts])
+    worker.calls.send(codec.encode(messages.OpenRing()), [descriptor, worker.completion, worker.interrupts])
     os.close(descriptor)
     assert launcher.hear() == messages.Exited(worker=worker.number, pid=worker.pid, signal=None, exit_code=os.EX_PROTOCOL)
 
 
-@pytest.mark.parametrize("count", [0, 3, 5])
+@pytest.mark.parametrize("count", [0, 2, 4])
 def test_a_ring_with_another_number_of_descriptors_ends_the_worker(launcher, count):
     worker = launcher.fork(GUEST, imports=[CLIENT_FUNCTION], with_ring=False)
-    worker.calls.send(codec.encode(messages.OpenRing()), [worker.ring.descriptor, *[worker.doorbell] * 4][:count])
+    worker.calls.send(codec.encode(messages.OpenRing()), [worker.ring.descriptor, *[worker.completion] * 3][:count])
     assert launcher.hear().exit_code == os.EX_PROTOCOL
 
 
@@ -215,10 +243,10 @@ def test_a_second_ring_ends_the_worker(launcher, worker):
     assert launcher.hear().exit_code == os.EX_PROTOCOL
 
 
-def test_a_doorbell_that_is_none_ends_the_worker(launcher):
+def test_an_interrupt_that_is_none_ends_the_worker(launcher):
     worker = launcher.fork(GUEST, imports=[CLIENT_FUNCTION], with_ring=False)
     read, write = os.pipe()
-    worker.calls.send(codec.encode(messages.OpenRing()), [worker.ring.descriptor, read, worker.completion, worker.interrupts])
+    worker.calls.send(codec.encode(messages.OpenRing()), [worker.ring.descriptor, worker.completion, read])
     os.write(write, b"x")
     assert launcher.hear().exit_code == os.EX_PROTOCOL
     os.close(read)

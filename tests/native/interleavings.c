@@ -1,6 +1,6 @@
 /* The ring's own C in every order there is: `interleavings` prints how many states and schedules there were.
  *
- * Each actor (a thread of the client, the worker, the worker's thread that interrupts) is a coroutine. Before each access to shared
+ * Each actor (a thread of the client, the worker, the worker's thread that watches) is a coroutine. Before each access to shared
  * memory, and before whatever else another actor could notice, it yields to the explorer, which tries all actors that can go on, and
  * the death of either process. The whole world (ring, stacks, what the kernel would know) is one structure: the explorer copies it to
  * return to a state, and knows a state that it has been in by its hash, so each is explored once.
@@ -19,7 +19,7 @@
 #undef RING_SLOTS
 #define RING_SLOTS 2
 #undef RING_FIRST_SLOT
-#define RING_FIRST_SLOT 448
+#define RING_FIRST_SLOT 512
 #undef RING_BATCHES
 #define RING_BATCHES 1024
 
@@ -55,8 +55,8 @@ static u32 change_step(u32 *place, u32 from, u32 to) {
 #define CALLS 4
 #define STACK 2048
 
-enum { WORKER, INTERRUPTER, CALLER, OTHER }; /* the actors; the last two are threads of the client */
-enum { READY, CORE, FUTEX, RECEIVER, DOORBELL, INTERRUPT, TICK, DONE };
+enum { WORKER, WATCHER, CALLER, OTHER }; /* the actors; the last two are threads of the client */
+enum { READY, CORE, FUTEX, END_BELL, RECEIVER, BELL, WATCH, TICK, DONE };
 enum { NOBODY, THE_WORKER, THE_CLIENT };
 
 typedef struct {
@@ -70,8 +70,9 @@ typedef struct {
     _Alignas(64) u8 ring[1024];
     _Alignas(64) u8 requests[ACTORS][128];
     u32 dead, in_core;                   /* which process died; which of the client's threads is in the core, or ACTORS */
-    u32 doorbell, completion, interrupt; /* the counters of the eventfds */
-    u32 messages;                        /* on the call channel, unread */
+    u32 bell, end_bell;                  /* what the bells count */
+    u32 completion, interrupt;           /* the counters of the eventfds */
+    u32 messages, looked;                /* on the channels, unread; whether the watcher has seen that there are some */
     u32 ticks, expected_ticks;           /* of the epoch: made; those that the store's deadline allows for */
     u32 target;                          /* the call that the last interrupt was sent for */
     u32 ran[CALLS], ended[CALLS];        /* how often the guest was entered for a call; how often somebody learnt that it ended */
@@ -84,6 +85,7 @@ static ucontext_t explorer;
 static u32 current = ACTORS;
 static const char *scenario;
 static u32 first_sequence;
+static u32 sleeps_at; /* how the client sleeps */
 
 static struct {
     const char *what;
@@ -119,16 +121,17 @@ static void step(void) { wait_for(READY); }
 
 static u32 can_go_on(u32 which) {
     const actor *self = &now.actors[which];
-    u32 is_workers = which == WORKER || which == INTERRUPTER;
+    u32 is_workers = which == WORKER || which == WATCHER;
     if (now.dead == (is_workers ? THE_WORKER : THE_CLIENT)) return 0;
     switch (self->waits_for) {
     case READY: return 1;
     case CORE: return now.in_core == ACTORS;
     /* The channel between them tells a process that sleeps that the other one has died. */
     case FUTEX: return self->futex == NULL || now.dead;
+    case END_BELL: return now.end_bell || now.dead;
     case RECEIVER: return now.completion || now.dead;
-    case DOORBELL: return now.doorbell || now.messages || now.dead;
-    case INTERRUPT: return now.interrupt && ring()->watched; /* there is no such thread before */
+    case BELL: return now.bell || now.dead;
+    case WATCH: return now.interrupt || (now.messages && !now.looked);
     case TICK: return now.ticks != now.expected_ticks || now.dead;
     default: return 0;
     }
@@ -141,6 +144,7 @@ void *new_memory(u32 bytes) { return (void)bytes, NULL; }
 void ring_wake(call_slot *slot) {
     step();
     if (slot == NULL) now.completion = 1;
+    if (slot && slot->waiting == RING_BELL) now.end_bell++;
     for (u32 which = CALLER; slot && which <= OTHER; which++) {
         if (now.actors[which].futex == &slot->state) now.actors[which].futex = NULL;
     }
@@ -177,7 +181,7 @@ static u32 submit(u32 which, u32 flags, u32 looks) {
     now.submitted[which] = 1;
     if (answer & RING_DOORBELL) {
         step();
-        now.doorbell = 1;
+        now.bell++;
         answer -= RING_DOORBELL;
     }
     return answer;
@@ -195,8 +199,11 @@ static void learn(const call_request *mine, u32 which) {
 static u32 await(u32 which, u32 answer) {
     call_request *mine = request();
     while (answer == RING_PENDING) {
-        u32 *word = IN_CORE(ring_doze(mine));
-        if (word != NULL) {
+        u32 *word = IN_CORE(ring_doze(mine, sleeps_at));
+        if (word != NULL && sleeps_at == RING_BELL) {
+            wait_for(END_BELL);
+            now.end_bell -= now.end_bell > 0;
+        } else if (word != NULL) {
             step();
             if (*word == mine->status) {
                 now.actors[current].futex = word;
@@ -236,8 +243,7 @@ static void end_early(u32 which, u32 only_waiting) {
     if (!now.submitted[which]) return;
     u32 answer = IN_CORE(ring_end_early(ring(), first_sequence + which, only_waiting));
     now.cancelled[which] |= answer == CALL_CANCELLED;
-    /* A call that is timed can be interrupted. */
-    CHECK(answer != CALL_RUNNING || only_waiting || !(slot_of(ring(), first_sequence + which)->flags & CALL_TIMED));
+    CHECK(answer != CALL_RUNNING || only_waiting);
     if (answer != CALL_INTERRUPTING) return;
     now.target = which;
     step();
@@ -274,7 +280,10 @@ static void run_call(call_slot *slot) {
         interrupted = 1;
         if (status == CALL_RETURNED) status = CALL_OVERDUE;
     }
-    ring_end(ring(), slot, status, interrupted);
+    if (ring_end(ring(), slot, status, interrupted)) {
+        step();
+        now.end_bell++;
+    }
 }
 
 static void work(void) {
@@ -284,9 +293,9 @@ static void work(void) {
         switch (answer) {
         case RING_PARK:
             if (ring_park(ring())) {
-                wait_for(DOORBELL);
+                wait_for(BELL);
                 if (now.dead) return;
-                now.doorbell = now.messages = 0;
+                now.bell--;
                 ring_unpark(ring());
             }
             break;
@@ -294,20 +303,27 @@ static void work(void) {
             ring_attend(ring());
             step();
             now.messages = 0;
+            step();
+            now.looked = 0;
             break;
-        case RING_WATCH: ring_watch(ring()); break;
-        case RING_PAUSE: break;
         default: run_call((call_slot *)answer);
         }
     }
 }
 
-static void interrupt(void) {
+static void watch(void) {
     for (;;) {
-        wait_for(INTERRUPT);
-        now.interrupt--;
-        step();
-        now.ticks++;
+        wait_for(WATCH);
+        if (now.interrupt) {
+            now.interrupt--;
+            step();
+            now.ticks++;
+        } else {
+            now.looked = 1;
+            ring_call_attention(ring());
+            step();
+            now.bell++;
+        }
     }
 }
 
@@ -330,8 +346,8 @@ static void submit_two(void) {
 
 static void receive_two(void) { receive(0, 1); }
 
-static void timed_then_plain(void) {
-    u32 answer = submit(0, CALL_TIMED, 0);
+static void call_twice(void) {
+    u32 answer = submit(0, 0, 0);
     if (await(0, answer)) call(1);
 }
 
@@ -351,7 +367,7 @@ static void leave_first(void) {
         learn(request(), 0);
         now.completion = 1;
     } else {
-        IN_CORE(ring_doze(request()));
+        IN_CORE(ring_doze(request(), sleeps_at));
         end_early(0, 1);
         if (IN_CORE(ring_leave(ring(), request()->sequence))) {
             collect_all();
@@ -362,11 +378,19 @@ static void leave_first(void) {
 
 static void receive_first(void) { receive(0, 0); }
 
-static void send_message(void) {
+static void send_message_and_call(void) {
     step();
     now.messages++;
     IN_CORE((ring_call_attention(ring()), 0));
     call(0);
+}
+
+static void call_once(void) { call(0); }
+
+/* As the coordinator does, which has no ring. */
+static void send_message(void) {
+    step();
+    now.messages++;
 }
 
 static void nothing(void) {}
@@ -374,19 +398,22 @@ static void nothing(void) {}
 typedef struct {
     const char *name;
     void (*caller)(void), (*other)(void);
-    u32 calls, watched, traps;
+    u32 calls, sleeps_at, traps;
 } plan;
 
 static const plan plans[] = {
-    {"calls one after another", call_thrice, nothing, 3, 0, 0},
-    {"calls with a look more", call_patiently, nothing, 2, 0, 0},
-    {"asynchronous calls and their receiver", submit_two, receive_two, 2, 0, 0},
-    {"a call withdrawn by another thread", timed_then_plain, cancel_first, 2, 1, 0},
-    {"a call interrupted by another thread", timed_then_plain, interrupt_first, 2, 0, 0},
-    {"a call interrupted while it traps", timed_then_plain, interrupt_first, 2, 1, 1},
-    {"a call interrupted when nobody can", interrupt_own, nothing, 2, 0, 0},
-    {"a call left to the receiver", leave_first, receive_first, 1, 0, 0},
-    {"a message beside the ring", send_message, nothing, 1, 0, 0},
+    {"calls one after another, at the bell", call_thrice, nothing, 3, RING_BELL, 0},
+    {"calls one after another, at their slots", call_thrice, nothing, 3, RING_FUTEX, 0},
+    {"calls with a look more", call_patiently, nothing, 2, RING_BELL, 0},
+    {"asynchronous calls and their receiver", submit_two, receive_two, 2, RING_BELL, 0},
+    {"a call withdrawn by another thread, at the bell", call_twice, cancel_first, 2, RING_BELL, 0},
+    {"a call withdrawn by another thread, at its slot", call_twice, cancel_first, 2, RING_FUTEX, 0},
+    {"a call interrupted by another thread", call_twice, interrupt_first, 2, RING_BELL, 0},
+    {"a call interrupted while it traps", call_twice, interrupt_first, 2, RING_FUTEX, 1},
+    {"a call interrupted by its own thread", interrupt_own, nothing, 2, RING_BELL, 0},
+    {"a call left to the receiver", leave_first, receive_first, 1, RING_BELL, 0},
+    {"a message of the client", send_message_and_call, nothing, 1, RING_BELL, 0},
+    {"a message of the coordinator", call_once, send_message, 1, RING_BELL, 0},
 };
 
 /* ---------------------------------------------------------------- the explorer */
@@ -399,7 +426,7 @@ static void check_end(const plan *plan) {
     if (now.dead == NOBODY) {
         const call_slot *next = slot_of(ring(), ring()->taken);
         CHECK(next->state != CALL_SUBMITTED && next->state != CALL_CANCELLED);
-        CHECK(now.actors[WORKER].waits_for == DOORBELL && now.messages == 0);
+        CHECK(now.actors[WORKER].waits_for == BELL && now.messages == 0 && !now.looked);
         CHECK(now.interrupt == 0 && now.ticks == now.expected_ticks);
         for (u32 which = 0; which < plan->calls; which++) CHECK(now.ended[which] == 1);
     }
@@ -507,7 +534,7 @@ static void begin(u32 which) {
         return;
     }
     if (which == WORKER) work();
-    if (which == INTERRUPTER) interrupt();
+    if (which == WATCHER) watch();
     if (which == CALLER) chosen->caller();
     if (which == OTHER) chosen->other();
     wait_for(DONE);
@@ -518,9 +545,9 @@ static void prepare(const plan *plan) {
     first_sequence = 0u - 2;
     CHECK(ring_format(ring(), 1) == STATUS_OK && ring_is_sound(ring()));
     ring()->submitted = ring()->taken = first_sequence;
-    ring()->watched = plan->watched;
     now.in_core = ACTORS;
     guest_traps = plan->traps;
+    sleeps_at = plan->sleeps_at;
     begin(ACTORS + (u32)(plan - plans));
     for (u32 which = 0; which < ACTORS; which++) {
         actor *self = &now.actors[which];

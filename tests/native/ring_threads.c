@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <linux/futex.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -23,9 +24,10 @@ enum { TRIPLE, ENDLESS }; /* the guest's functions: one returns 3 x + 1, one doe
 
 static call_ring *shared;
 static pthread_mutex_t core = PTHREAD_MUTEX_INITIALIZER; /* one thread of the client at a time is in it */
-static int doorbell, completion, interrupt;
+static int completion, interrupt;
 static u32 ticks, expected_ticks;
 static u32 stop;
+static _Thread_local u32 is_at_bell; /* whether this caller sleeps at the bell, or on its slot */
 static u64 first_seed;
 static u32 calls;
 /* Of asynchronous calls: what they were submitted with, by slot; and how many there were and how many ended. */
@@ -39,9 +41,14 @@ static void wait_event(int descriptor) {
     CHECK(eventfd_read(descriptor, &count) == 0);
 }
 
+static sem_t *bell(void) { return (sem_t *)shared->bell; }
+static sem_t *end_bell(void) { return (sem_t *)shared->end_bell; }
+
 void ring_wake(call_slot *slot) {
     if (slot == NULL) {
         signal_event(completion);
+    } else if (load(&slot->waiting) == RING_BELL) {
+        CHECK(sem_post(end_bell()) == 0);
     } else {
         syscall(SYS_futex, &slot->state, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
     }
@@ -74,7 +81,7 @@ static void run_call(call_slot *slot) {
         sched_yield();
         interrupted = is_interrupted();
     }
-    ring_end(shared, slot, interrupted ? CALL_OVERDUE : CALL_RETURNED, interrupted);
+    if (ring_end(shared, slot, interrupted ? CALL_OVERDUE : CALL_RETURNED, interrupted)) CHECK(sem_post(end_bell()) == 0);
 }
 
 static void *work(void *unused) {
@@ -85,12 +92,10 @@ static void *work(void *unused) {
         switch (answer) {
         case RING_PARK:
             if (!ring_park(shared)) break;
-            wait_event(doorbell);
+            CHECK(sem_wait(bell()) == 0);
             ring_unpark(shared);
             break;
         case RING_ATTENTION: return NULL;
-        case RING_WATCH: ring_watch(shared); break;
-        case RING_PAUSE: break;
         default: run_call((call_slot *)answer);
         }
     }
@@ -127,14 +132,19 @@ static u32 submit_and_note(call_request *request) {
 static u32 submit(call_request *request) {
     u32 answer;
     while ((answer = IN_CORE(submit_and_note(request))) == RING_FULL) sched_yield();
-    if (answer & RING_DOORBELL) signal_event(doorbell);
+    if (answer & RING_DOORBELL) CHECK(sem_post(bell()) == 0);
     return answer & ~(u32)RING_DOORBELL;
 }
 
 static u32 await(call_request *request, u32 looks) {
     u32 answer;
+    u32 how = is_at_bell ? RING_BELL : RING_FUTEX;
     while ((answer = IN_CORE(ring_wait(request, looks))) == RING_PENDING) {
-        u32 *word = IN_CORE(ring_doze(request));
+        u32 *word = IN_CORE(ring_doze(request, how));
+        if (word != NULL && how == RING_BELL) {
+            CHECK(sem_wait(end_bell()) == 0);
+            continue;
+        }
         if (word != NULL) syscall(SYS_futex, word, FUTEX_WAIT, request->status, NULL, NULL, 0);
     }
     return answer;
@@ -203,7 +213,6 @@ static void call_ended_early(call_request *request, u64 *seed) {
     u32 only_waiting = random_below(seed, 2);
     u64 value = request->cells[0] = random_below(seed, 1 << 30);
     request->export = only_waiting ? TRIPLE : ENDLESS;
-    request->flags = CALL_TIMED;
     CHECK(submit(request) == RING_PENDING);
     for (u32 pause = random_below(seed, 8); pause--;) sched_yield();
     end_early(request, only_waiting);
@@ -214,16 +223,13 @@ static void call_ended_early(call_request *request, u64 *seed) {
         __atomic_fetch_add(request->status == CALL_OVERDUE ? &overdue : &withdrawn, 1, __ATOMIC_RELAXED);
     }
     request->export = TRIPLE;
-    request->flags = 0;
 }
 
 static void call_interrupted_late(call_request *request, u64 *seed) {
     u64 value = request->cells[0] = random_below(seed, 1 << 30);
-    request->flags = CALL_TIMED;
     CHECK(submit(request) == RING_PENDING);
     end_early(request, 0);
     if (await(request, 0) == RING_DONE) CHECK(request->cells[0] == value * 3 + 1);
-    request->flags = 0;
 }
 
 static void call_and_leave(call_request *request, u64 *seed) {
@@ -243,6 +249,7 @@ static void call_asynchronously(call_request *request, u64 *seed) {
 
 static void *call_at_random(void *argument) {
     u32 number = (u32)(uintptr_t)argument;
+    is_at_bell = number == 0;
     u64 seed = first_seed * CALLERS + number;
     call_request *request = IN_CORE(ring_new_request(CELLS));
     request->ring = shared;
@@ -273,7 +280,7 @@ int main(int count, char **arguments) {
     CHECK(ring_format(shared, CELLS) == STATUS_OK && ring_is_sound(shared));
     shared->submitted = shared->taken = 0u - calls / 2; /* so that the numbers wrap */
     ring_set_spin(shared, (u32)first_seed % 3 * 100);
-    doorbell = eventfd(0, 0);
+    CHECK(sem_init(bell(), 0, 0) == 0 && sem_init(end_bell(), 0, 0) == 0);
     completion = eventfd(0, 0);
     interrupt = eventfd(0, EFD_SEMAPHORE);
     call_request *request = ring_new_request(CELLS);
@@ -286,7 +293,7 @@ int main(int count, char **arguments) {
     while (IN_CORE(collected) != submitted) sched_yield();
     store(&stop, 1);
     ring_call_attention(shared);
-    signal_event(doorbell);
+    CHECK(sem_post(bell()) == 0);
     signal_event(completion);
     signal_event(interrupt);
     CHECK(pthread_join(worker, NULL) == 0 && pthread_join(interrupter, NULL) == 0 && pthread_join(receiver, NULL) == 0);

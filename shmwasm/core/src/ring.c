@@ -20,12 +20,12 @@ typedef struct {
     _Alignas(64) u32 submitted;
     u32 patience, misses;
     _Alignas(64) u32 taken;
-    u32 run;
     _Alignas(64) u32 parked;
     _Alignas(64) u32 notify;
     _Alignas(64) u32 attention;
     u32 spin;
-    _Alignas(64) u32 watched;
+    _Alignas(64) u8 bell[64];
+    u8 end_bell[64];
 } call_ring;
 
 typedef struct {
@@ -43,13 +43,14 @@ typedef struct {
     u64 cells[];
 } call_request;
 
-_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, run) == 132, "the header is as ring.h says");
-_Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, watched) == 384, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, taken) == 128, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, spin) == 324, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, bell) == RING_WORKER_BELL && offsetof(call_ring, end_bell) == RING_END_BELL, "as ring.h says");
 _Static_assert(offsetof(call_slot, cells_out) == 48 && offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
 _Static_assert(offsetof(call_request, ring) == 48 && offsetof(call_request, host) == REQUEST_HOST, "the request is as ring.h says");
 _Static_assert(offsetof(call_request, cells) == REQUEST_CELLS, "the request is as ring.h says");
 
-/* Wakes whoever sleeps on a slot's state, or, for null, the client's receiver. */
+/* Wakes whoever sleeps until the call in a slot ends, or, for null, the client's receiver. */
 IMPORT(ring_wake) void ring_wake(call_slot *slot);
 /* Waits for the tick that was meant for the call that has just ended, and makes it harmless. */
 IMPORT(ring_absorb) void ring_absorb(void);
@@ -154,14 +155,14 @@ u32 EXPORT(ring_call)(call_request *request) {
     return answer;
 }
 
-/* Says that the client is about to sleep until the call ends. Returns the address of the word to sleep on while it holds what is in
- * `request->status` then, or null: there is no need to, and `ring_wait` tells why. */
-u32 *EXPORT(ring_doze)(call_request *request) {
+/* Says that the client is about to sleep until the call ends, and how. Returns the address of the word to sleep on, if it sleeps
+ * there, while it holds what is in `request->status` then; or null: there is no need to, and `ring_wait` tells why. */
+u32 *EXPORT(ring_doze)(call_request *request, u32 how) {
     if (request->ring == NULL) return NULL;
     call_slot *slot = slot_of(request->ring, request->sequence);
     if (slot->sequence != request->sequence) return NULL;
     /* Pairs with `announce_end`. */
-    store(&slot->waiting, 1);
+    store(&slot->waiting, how);
     request->status = load(&slot->state);
     return request->status == CALL_ENDED || request->status == CALL_EMPTY ? NULL : &slot->state;
 }
@@ -196,15 +197,14 @@ u32 EXPORT(ring_leave)(call_ring *ring, u32 sequence) {
 }
 
 /* Ends a call early. Returns CALL_CANCELLED if it had not begun, and will not; CALL_INTERRUPTING if it runs: the client now owes the
- * worker one tick; CALL_RUNNING if it runs and there is no way to stop it; CALL_EMPTY if there is nothing to do: it has ended, or is
+ * worker one tick; CALL_RUNNING if it runs, and is not to be stopped; CALL_EMPTY if there is nothing to do: it has ended, or is
  * being ended, or is another one by now. */
 u32 EXPORT(ring_end_early)(call_ring *ring, u32 sequence, u32 only_waiting) {
     call_slot *slot = slot_of(ring, sequence);
     if (slot->sequence != sequence) return CALL_EMPTY;
     /* Against `ring_next`: either it takes the call, and the next line finds it running, or it finds it cancelled. */
     if (change(&slot->state, CALL_SUBMITTED, CALL_CANCELLED)) return CALL_CANCELLED;
-    /* A call that is timed has somebody who interrupts it; any other has one if a timed one came before it. */
-    if (only_waiting || !load(&ring->watched)) return load(&slot->state) == CALL_RUNNING ? CALL_RUNNING : CALL_EMPTY;
+    if (only_waiting) return load(&slot->state) == CALL_RUNNING ? CALL_RUNNING : CALL_EMPTY;
     /* Against `ring_end`: either it ends the call, and no tick is sent, or it waits for the tick. So a tick hits no other call. A
      * client that dies before it has sent the tick leaves a worker that waits for it, and that is ended like all of a client's. */
     return change(&slot->state, CALL_RUNNING, CALL_INTERRUPTING) ? CALL_INTERRUPTING : CALL_EMPTY;
@@ -216,7 +216,7 @@ u32 EXPORT(ring_state)(call_ring *ring, u32 sequence) {
     return slot->sequence == sequence ? load(&slot->state) : CALL_EMPTY;
 }
 
-/* Tells the worker that a message waits for it beside the ring; called when it was sent. */
+/* Tells the worker that a message waits for it beside the ring; called when it was sent. One that sleeps is to be woken, too. */
 void EXPORT(ring_call_attention)(call_ring *ring) { store(&ring->attention, 1); }
 
 /* How often the worker is to look for a call before it parks. */
@@ -232,21 +232,25 @@ void EXPORT(ring_set_patience)(call_ring *ring, u32 looks) {
 
 /* After an end was published. From then on the slot is the client's, who may submit in it at once: a wake-up that finds another call
  * is one too many, and harms nobody, as nobody sleeps for a call that was collected. The flags are read this late for the sake of a
- * client that leaves its call to the receiver. A worker that dies before it wakes is missed by the client, who watches it. */
-INLINE void announce_end(call_ring *ring, call_slot *slot) {
+ * client that leaves its call to the receiver. A worker that dies before it wakes is missed by the client, who watches it.
+ * Returns whether a client sleeps at the bell, which is left to the caller: it may have a quicker way to ring it than the host. */
+INLINE u32 announce_end(call_ring *ring, call_slot *slot) {
     if (load(&slot->flags) & CALL_ASYNCHRONOUS) {
         /* Only one end answers a request to be woken; the receiver looks at all of them. */
         if (load(&ring->notify) && exchange_word(&ring->notify, 0)) ring_wake(NULL);
-    } else if (load(&slot->waiting)) {
-        ring_wake(slot);
+        return 0;
     }
+    u32 how = load(&slot->waiting);
+    if (how == RING_FUTEX) ring_wake(slot);
+    return how == RING_BELL;
 }
 
 /* Ends the call in `slot`, unless it has ended already. With `interrupted` its tick has arrived; without, one that is on its way must
- * not hit the next call. An engine lets a tick trap at a function's entry and in loops: not between here and `ring_absorb`. */
-void EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrupted) {
+ * not hit the next call. An engine lets a tick trap at a function's entry and in loops: not between here and `ring_absorb`.
+ * Returns whether the caller must ring `end_bell`. */
+u32 EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrupted) {
     u32 state = load(&slot->state);
-    if (state != CALL_RUNNING && state != CALL_INTERRUPTING) return;
+    if (state != CALL_RUNNING && state != CALL_INTERRUPTING) return 0;
     slot->status = status;
     /* Publishes the status, the results and the progress: the client reads them after it has seen this. A worker that dies before
      * it was running the call. */
@@ -254,7 +258,7 @@ void EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrup
         if (!interrupted) ring_absorb();
         store(&slot->state, CALL_ENDED);
     }
-    announce_end(ring, slot);
+    return announce_end(ring, slot);
 }
 
 /* Takes the next call, and returns its slot; or returns why not. */
@@ -265,14 +269,8 @@ uintptr_t EXPORT(ring_next)(call_ring *ring) {
         call_slot *slot = slot_of(ring, ring->taken);
         switch (load(&slot->state)) {
         case CALL_SUBMITTED:
-            if ((load(&slot->flags) & CALL_TIMED) && !ring->watched) return RING_WATCH;
-            if (ring->run >= RING_CALLS_AT_A_TIME) {
-                ring->run = 0;
-                return RING_PAUSE;
-            }
             /* Against `ring_end_early`, which may have cancelled it this very moment. */
             if (change(&slot->state, CALL_SUBMITTED, CALL_RUNNING)) {
-                ring->run++;
                 ring->taken++;
                 return (uintptr_t)slot;
             }
@@ -281,7 +279,7 @@ uintptr_t EXPORT(ring_next)(call_ring *ring) {
             slot->status = CALL_WITHDRAWN;
             ring->taken++;
             store(&slot->state, CALL_ENDED);
-            announce_end(ring, slot);
+            if (announce_end(ring, slot)) ring_wake(slot);
             break;
         default:
             if (looks-- == 0) return RING_PARK;
@@ -306,5 +304,3 @@ void EXPORT(ring_unpark)(call_ring *ring) { store(&ring->parked, 0); }
 /* The worker reads its messages after this, so that one whose sender called attention before is not missed. */
 void EXPORT(ring_attend)(call_ring *ring) { store(&ring->attention, 0); }
 
-/* There is a thread that interrupts calls now. */
-void EXPORT(ring_watch)(call_ring *ring) { store(&ring->watched, 1); }

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from shmwasm.engine.wasi.code import AdapterCode, compile_adapters, load_adapters
 from shmwasm.engine.wasi.linking import WasiLinks
-from shmwasm.engine.wasi.options import grant_wasi
+from shmwasm.engine.wasi.options import Outputs, grant_wasi
 
-__all__ = ["AdapterCode", "WasiLinks", "compile_adapters", "grant_wasi", "load_adapters"]
+__all__ = ["AdapterCode", "Outputs", "WasiLinks", "compile_adapters", "grant_wasi", "load_adapters"]

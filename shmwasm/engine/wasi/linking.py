@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class WasiLinks:
-    """WASI for one guest: all of it that can be there before the guest is.
+    """WASI for guests of one module, one after another: all of it that can be there before a guest is.
 
     Args:
-        store: The guest's store.
+        store: The guests' store.
         code: The adapters.
-        linker: What the guest will be linked with. It gets WASI's functions; until `serve`, calling one is a trap.
+        linker: What a guest will be linked with. It gets WASI's functions; until `serve`, calling one is a trap.
     """
 
     def __init__(self, store: wasmtime.Store, code: AdapterCode, linker: wasmtime.Linker) -> None:
@@ -35,28 +35,35 @@ class WasiLinks:
         shim = wasmtime.Instance(store, code.shim, [])
         linker.define_instance(store, WASI_MODULE, shim)
         self._linker = wasmtime.Linker(store.engine)
+        self._linker.allow_shadowing = True  # each guest's own memory takes the place of that of the one before
         self._linker.define_wasi()
         self._linker.define_instance(store, SHIM, shim)
-        self._spare = _new_alias(store)
+        self._spare: dict[str, wasmtime.Memory | wasmtime.Global] | None = _new_alias(store)
 
     def serve(self, memory: wasmtime.Memory | wasmtime.SharedMemory, exports: Mapping[str, object]) -> Alias | None:
-        """Let the guest call WASI. Return its alias memory: its own, or one for WASI's sake, if that needs one.
+        """Let the guest, and none before it, call WASI. Return its alias memory: its own, or one for WASI's sake, if needed.
 
         Args:
             memory: Its heap memory: a 32-bit one, or a rewritten 64-bit one.
             exports: What it exports.
         """
         code = self._code
-        mapped = exports if seam.ALIAS in exports else self._spare
+        own = seam.ALIAS in exports
         if seam.PAGES in exports:
             self._instantiate(memory, {seam.PAGES: exports[seam.PAGES]}, code.private_wide, code.window_wide)
-            return Alias(self._store, exports) if mapped is exports else None
+            return Alias(self._store, exports) if own else None
+        mapped = exports if own else self._take_spare()
         needed = {name: mapped[name] for name in (seam.ALIAS, seam.START, seam.END, seam.MIXED)}
         if isinstance(memory, wasmtime.SharedMemory):
             self._instantiate(memory, needed, code.private_shared, code.window_shared)
         else:
             self._instantiate(memory, needed, code.private, code.window)
-        return Alias(self._store, mapped) if mapped is exports else _SpareAlias(self._store, mapped)
+        return Alias(self._store, mapped) if own else _SpareAlias(self._store, mapped)
+
+    def _take_spare(self) -> dict[str, wasmtime.Memory | wasmtime.Global]:
+        """Return an alias memory that no guest has had: what WASI gave to one lies in its scratch area."""
+        spare, self._spare = self._spare, None
+        return _new_alias(self._store) if spare is None else spare
 
     def _instantiate(
         self, memory: wasmtime.Memory | wasmtime.SharedMemory, items: Mapping[str, object], *adapters: wasmtime.Module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import wasmtime
@@ -9,13 +11,23 @@ import wasmtime
 from shmwasm.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmwasm.protocol.messages import WasiOptions
 
+Outputs = dict[str, int]
+"""Files that the guests of a store write to one after another: the descriptor of each, by its path."""
 
-def grant_wasi(store: wasmtime.Store, options: WasiOptions) -> None:
-    """Let guests in `store` have what `options` grants, once WASI's functions are linked.
+
+def grant_wasi(store: wasmtime.Store, options: WasiOptions, outputs: Outputs | None = None) -> None:
+    """Let the next guest in `store` have what `options` grants, once WASI's functions are linked; nothing is left of before.
 
     A path may be `/proc/self/fd/N`, for output into an open descriptor. Output files are created, or emptied if they exist.
+
+    Args:
+        store: The store.
+        options: What is granted.
+        outputs: Output files that guests before this one wrote to: this one goes on there. What is opened now is added.
 
     Raises:
         ArgumentError: An option names a file or directory that cannot be opened, or holds a null character.
@@ -27,7 +39,7 @@ def grant_wasi(store: wasmtime.Store, options: WasiOptions) -> None:
     config = wasmtime.WasiConfig()
     config.argv = options.args
     config.env = options.env.items()
-    _grant_streams(config, options)
+    _grant_streams(config, options, outputs)
     for host, guest in options.preopens.items():
         try:
             config.preopen_dir(host, guest, guest not in options.read_only_preopens)
@@ -36,7 +48,7 @@ def grant_wasi(store: wasmtime.Store, options: WasiOptions) -> None:
     store.set_wasi(config)
 
 
-def _grant_streams(config: wasmtime.WasiConfig, options: WasiOptions) -> None:
+def _grant_streams(config: wasmtime.WasiConfig, options: WasiOptions, outputs: Outputs | None) -> None:
     stream = "stdin", options.stdin
     try:
         if options.stdin == "inherit":
@@ -47,11 +59,36 @@ def _grant_streams(config: wasmtime.WasiConfig, options: WasiOptions) -> None:
         if options.stdout == "inherit":
             config.inherit_stdout()
         elif options.stdout != "discard":
-            config.stdout_file = options.stdout
+            if outputs is None:
+                config.stdout_file = options.stdout
+            else:
+                config.stdout_custom = _writer(options.stdout, outputs)
         stream = "stderr", options.stderr
         if options.stderr == "inherit":
             config.inherit_stderr()
         elif options.stderr != "discard":
-            config.stderr_file = options.stderr
-    except wasmtime.WasmtimeError:
+            if outputs is None:
+                config.stderr_file = options.stderr
+            else:
+                config.stderr_custom = _writer(options.stderr, outputs)
+    except (wasmtime.WasmtimeError, OSError):
         raise ArgumentError(f"the file {stream[1]!r} cannot be opened as the guest's {stream[0]}") from None
+
+
+def _writer(path: str, outputs: Outputs) -> Callable[[bytes], int]:
+    """Return what writes to the output file of that path, opened now unless a guest before had it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    descriptor = outputs.get(path)
+    if descriptor is None:
+        descriptor = outputs[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def write(output: bytes) -> int:
+        try:
+            return os.write(descriptor, output)
+        except OSError as failure:
+            return -(failure.errno or errno.EIO)
+
+    return write

@@ -337,3 +337,16 @@ def test_a_map_in_a_callback_does_not_wait_for_itself(pool: InstancePool) -> Non
     wait([future])
     assert done.wait(PATIENCE)
     assert len(outcome) == 1
+
+
+def test_programs_that_leave_by_exiting_have_returned_and_all_of_them_run(shared_runtime: Runtime) -> None:
+    text = """(module
+      (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+      (memory (export "memory") 1)
+      (global $left (mut i32) (i32.const 0))
+      (func (export "leave") (param i32)
+        (global.set $left (i32.add (global.get $left) (i32.const 1))) (call $exit (local.get 0)))
+      (func (export "left") (result i32) (global.get $left)))"""
+    with shared_runtime.load(text, name="leaving") as module, shared_runtime.pool(module, size=1) as pool:
+        assert list(pool.map("leave", [0] * 200)) == [None] * 200
+        assert pool.submit("left").result() == 200

@@ -3,31 +3,21 @@
 Usage: storm.py GUEST OPERATIONS SEED [SOCKET]. Without a socket it has a private coordinator. Each of its actors makes so many
 calls of the guest of `calls.wat`, whose answers are worked out here too. Says {"ended": {HOW: COUNT}, "killed": COUNT,
 "problems": [TEXT]}.
-
-Calls are counted where they are handed to the ring: a future hides it if its call ends twice.
 """
 
 import asyncio
 import collections
-import concurrent.futures
-import json
-import logging
-import os
 import random
-import signal
 import sys
 import threading
 import time
-import traceback
 from functools import partial
 from typing import Any, NamedTuple
 
-from shmwasm import Runtime
-from shmwasm.client.calls import RingCallPath
-from shmwasm.errors import CallTimeoutError, WorkerLostError, WorkerTrapError
-from shmwasm.testing.leaks import Snapshot, mark_descendants
+from chaos import CANCELLED, PATIENCE, Tally, keep_striking, report, woven
 
-FACTOR, INCREMENT = 0x5851F42D4C957F2D, 0x14057B7EF767814F
+from shmwasm.errors import CallTimeoutError, WorkerLostError, WorkerTrapError
+
 SEATS = 2
 POOL = 2
 THREADS = 3
@@ -37,20 +27,6 @@ AHEAD = 24
 CALLS_A_BLOW = 40
 """How many calls end at most between two blows at workers."""
 MAPPED = 10
-LONGEST_STOP = 0.02
-PATIENCE = 60.0
-CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
-
-
-def woven(seed, rounds):
-    """Return what `weave` answers: in as many squarings as the number of rounds has bits."""
-    factor, increment, value = FACTOR, INCREMENT, seed
-    while rounds:
-        if rounds & 1:
-            value = (value * factor + increment) % (1 << 64)
-        factor, increment = factor * factor % (1 << 64), (factor + 1) * increment % (1 << 64)
-        rounds >>= 1
-    return value - (1 << 64) if value >> 63 else value
 
 
 class Operation(NamedTuple):
@@ -91,21 +67,8 @@ class Operation(NamedTuple):
                 return cls.weave(rng, 500)
 
 
-class Tally:
-    """How calls ended, and whatever should not have happened."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.ended, self.problems = collections.Counter(), []
-        self.begun, self.ends = 0, collections.Counter()
-
-    def note(self, what):
-        with self.lock:
-            self.ended[what] += 1
-
-    def problem(self, text):
-        with self.lock:
-            self.problems.append(text)
+class Judge(Tally):
+    """Looks at how operations end."""
 
     def judge(self, operation, attempt, *, cancelled=False):
         """Note how a call ended, given what returns its result."""
@@ -119,42 +82,12 @@ class Tally:
             self.note("returned")
 
     def judge_error(self, operation, error, *, cancelled=False):
-        allowed = isinstance(error, WorkerLostError) and error.signal == signal.SIGKILL
+        allowed = self.was_killed(error)
         allowed |= operation.error is not None and isinstance(error, operation.error)
         allowed |= cancelled and isinstance(error, CANCELLED)
         if not allowed:
-            self.problem(f"{operation} ended with {error!r}\n" + "".join(traceback.format_exception(error)))
+            self.unexpected(operation, error)
         self.note(type(error).__name__)
-
-    def watch_calls(self):
-        """Count how often each asynchronous call ends."""
-        start = RingCallPath.start
-
-        def counted(path, call, *rest):
-            ended = call.ended
-            with self.lock:
-                number = self.begun
-                self.begun += 1
-
-            def note(results, error):
-                with self.lock:
-                    self.ends[number] += 1
-                ended(results, error)
-
-            call.ended = note
-            try:
-                start(path, call, *rest)
-            except BaseException:
-                with self.lock:
-                    self.ends[number] += 1  # it was refused
-                raise
-
-        RingCallPath.start = counted
-
-    def check_calls(self):
-        odd = [number for number in range(self.begun) if self.ends[number] != 1]
-        if odd:
-            self.problem(f"{len(odd)} of {self.begun} calls ended {sorted({self.ends[number] for number in odd})} times")
 
 
 class Seat:
@@ -178,12 +111,8 @@ class Seat:
 class Storm:
     def __init__(self, runtime, guest, operations, rng):
         self.runtime, self.operations, self.rng = runtime, operations, rng
-        self.tally, self.over, self.killed = Tally(), threading.Event(), 0
+        self.tally, self.over = Judge(), threading.Event()
         self.tally.watch_calls()
-        threading.excepthook = lambda raised: self.tally.problem(f"{raised.exc_value!r} in {raised.thread}")
-        handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: self.tally.problem(logging.Formatter().format(record))
-        logging.getLogger().addHandler(handler)
         self.module = runtime.load(guest)
         self.seats = [Seat(runtime, self.module) for _ in range(SEATS)]
         self.pool = runtime.pool(self.module, size=POOL)
@@ -191,7 +120,9 @@ class Storm:
     def run(self):
         actors = [self.call] * THREADS + [self.submit, self.submit_to_pool, self.map, self.await_calls]
         threads = [threading.Thread(target=actor, args=(random.Random(self.rng.random()),)) for actor in actors]
-        killer = threading.Thread(target=self.kill, args=(random.Random(self.rng.random()),))
+        rng, ended = random.Random(self.rng.random()), self.tally.ended
+        striking = (self.tally, self.over, partial(self.choose, rng), ended.total, CALLS_A_BLOW, rng)
+        killer = threading.Thread(target=keep_striking, args=striking)
         for thread in (killer, *threads):
             thread.start()
         for thread in threads:
@@ -267,37 +198,14 @@ class Storm:
 
         asyncio.run(all_at_once())
 
-    def kill(self, rng):
-        due = 0
-        while not self.over.wait(rng.random() * 0.003):
-            # By the calls that have ended, not by the clock: so there is time for some, however slow the machine is.
-            if self.tally.ended.total() < due:
-                continue
-            due = self.tally.ended.total() + rng.randrange(CALLS_A_BLOW)
-            instances = [seat.instances[-1] for seat in self.seats] + self.pool.instances
-            with_pid = [instance for instance in instances if instance.alive]
-            if not with_pid:
-                continue
-            victim = rng.choice(with_pid)
-            try:
-                pidfd = os.pidfd_open(victim.pid)
-            except ProcessLookupError:
-                continue
-            try:
-                # The process of that number is the worker as long as the coordinator has not said that the worker is gone.
-                if not victim.alive:
-                    continue
-                if rng.random() < 0.4:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    self.killed += 1
-                else:
-                    signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-                    time.sleep(rng.random() * LONGEST_STOP)
-                    signal.pidfd_send_signal(pidfd, signal.SIGCONT)
-            except ProcessLookupError:
-                continue
-            finally:
-                os.close(pidfd)
+    def choose(self, rng):
+        """Return a worker's process, and how to know it again: as long as the coordinator has not said that it is gone."""
+        instances = [seat.instances[-1] for seat in self.seats] + self.pool.instances
+        alive = [instance for instance in instances if instance.alive]
+        if not alive:
+            return None
+        victim = rng.choice(alive)
+        return victim.pid, lambda: victim.alive
 
     def check_survivors(self):
         operation = Operation.weave(self.rng, 1000)._replace(timeout=PATIENCE)
@@ -314,16 +222,12 @@ class Storm:
 
 
 def main(guest, operations, seed, socket=None):
-    with Runtime() as first:  # what is made at the first use is nobody's leftover
-        first.create_shared_heap(1).close()
-    snapshot = Snapshot(mark_descendants())
-    with Runtime(connect=socket) as runtime:
+    def run(runtime):
         storm = Storm(runtime, guest, operations, random.Random(seed))
         storm.run()
-    # Names in /dev/shm are looked at by the test: there they are told from other programs'.
-    left = [one for one in snapshot.leftovers() if not one.startswith("/dev/shm/")]
-    problems = storm.tally.problems + [f"left behind: {one}" for one in left]
-    print(json.dumps({"ended": storm.tally.ended, "killed": storm.killed, "problems": problems}), flush=True)
+        return storm.tally
+
+    report(run, socket)
 
 
 if __name__ == "__main__":

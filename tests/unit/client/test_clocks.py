@@ -38,3 +38,19 @@ def test_a_call_gets_its_limit_and_at_most_an_eighth_more(limit: float, begins: 
     assert due is not None
     assert begins + limit <= due + 1e-6 * due
     assert due <= begins + limit * 1.126 + 1e-6 * due
+
+
+def test_the_time_that_a_worker_needs_before_a_call_does_not_count() -> None:
+    clock = Clock(limit=8.0, grace=5.0)
+    assert clock.look(100.0, has_begun=True, preparation=20.0) == pytest.approx(100.0 + LONGEST_STEP)
+    assert clock.look(119.0, has_begun=True, preparation=20.0) == pytest.approx(119.0 + LONGEST_STEP)
+    assert clock.look(119.5, has_begun=True) == 127.5
+    assert clock.look(121.0, has_begun=True) == 127.5
+
+
+def test_a_call_for_which_a_worker_is_never_ready_has_its_limit_from_when_it_should_have_been() -> None:
+    clock = Clock(limit=8.0, grace=5.0)
+    clock.look(100.0, has_begun=True, preparation=20.0)
+    assert clock.look(127.99, has_begun=True, preparation=20.0) == 128.0
+    clock.ended_early = True
+    assert clock.look(128.0, has_begun=True) == 133.0

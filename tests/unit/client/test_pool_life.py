@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmwasm.client.pool_life import GROW_AFTER, LONGEST_PAUSE, PATIENT_WITH, Growth, PoolOptions, idle_too_long, pool_options
+from shmwasm.client.pool_life import (
+    FRESH_CALLS,
+    GROW_AFTER,
+    LONGEST_PAUSE,
+    PATIENT_WITH,
+    Growth,
+    PoolOptions,
+    idle_too_long,
+    pool_options,
+)
 from shmwasm.client.pool_statistics import Histogram
 from shmwasm.errors import ArgumentError
 
@@ -14,7 +23,7 @@ NOTHING = dict.fromkeys(["size", "min_size", "max_size", "timeout", "idle_timeou
 
 
 def options(**given):
-    return pool_options(**{**NOTHING, "usable": 4, "on_trap": "keep", **given})
+    return pool_options(**{**NOTHING, "usable": 4, "on_trap": "keep", "fresh": False, **given})
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,7 @@ def test_a_pool_has_the_sizes_that_it_was_given(given, sizes):
         {"idle_timeout": -1},
         {"recycle_after": 0},
         {"init": 3},
+        {"fresh": 1},
         {"init": ()},
         {"init": (3, "setup")},
     ],
@@ -121,6 +131,12 @@ def test_only_what_is_beyond_the_minimum_is_let_go():
     assert not idle_too_long(0.0, 2, kept, 4.9)
     assert not idle_too_long(0.0, 1, kept, 100.0)
     assert not idle_too_long(0.0, 2, PoolOptions(1, 3), 1e9)
+
+
+def test_only_an_instance_with_fresh_calls_wears_out():
+    assert not PoolOptions(1, 3).is_worn(1 << 30)
+    assert not PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS - 1)
+    assert PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS)
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))

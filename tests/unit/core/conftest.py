@@ -11,10 +11,12 @@ import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END
 from shmwasm.core import CORE_MODULE, RUN, Core, HeapAuthority, layout, metadata_size
-from shmwasm.core.dispatching import CORE, FUEL, GUEST, cells_of, dispatched, dispatcher_text
+from shmwasm.core.dispatching import BELLS, CORE, FUEL, GUEST, cells_of, dispatched, dispatcher_text
 from shmwasm.core.dispatching import RUN as DISPATCHER_RUN
 from shmwasm.core.rings import ClientRing, WorkerRing
 from shmwasm.engine.config import new_engine
+from shmwasm.engine.natives import native_function
+from shmwasm.posix import bells
 from shmwasm.protocol.messages import SlabRange
 
 
@@ -130,6 +132,8 @@ class Pair:
         linker = wasmtime.Linker(engine)
         for name, item in self.worker.imports().items():
             linker.define(self.store, CORE, name, item)
+        for name, function, bell in (("sleep", "sem_wait", self.worker.bell), ("ring", "sem_post", self.worker.end_bell)):
+            linker.define(self.store, BELLS, name, native_function(self.store, bells.native(function), bell))
         for number, name in enumerate(dispatched(functions)):
             linker.define(self.store, GUEST, str(number), self.exports[name])
         for name in FUEL if metered else ():
@@ -154,9 +158,9 @@ class Pair:
         assert self.client.submit(request, flags) & ~layout.RING_DOORBELL == layout.RING_PENDING
         return request
 
-    def run(self):
+    def run(self, *, may_sleep=False):
         """Let the worker run calls until it needs its host; return why."""
-        return self._run(self.store, self.worker.address)
+        return self._run(self.store, self.worker.address, int(may_sleep))
 
     def close(self):
         self.worker.close()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmwasm.core import layout
-from shmwasm.core.dispatching import CORE, GUEST, RUN, cells_of, dispatched, dispatcher_text
+from shmwasm.core.dispatching import BELLS, CORE, CORE_IMPORTS, GUEST, RUN, cells_of, dispatched, dispatcher_text
 from shmwasm.core.requests import SIGNED_CELLS
 from shmwasm.engine.modules import FunctionType
 
@@ -112,7 +112,7 @@ def test_largest_signature_of_webassembly_has_a_dispatcher(engine):
     kind = FunctionType(("i64",) * 1000, ("f32",) * 1000)
     module = wasmtime.Module(engine, dispatcher_text({"f": kind}))
     imports = [(item.module, item.name) for item in module.imports]
-    assert imports == [(CORE, "memory"), (CORE, "ring_next"), (CORE, "ring_end"), (GUEST, "0")]
+    assert imports == [*((CORE, name) for name in CORE_IMPORTS), (BELLS, "sleep"), (BELLS, "ring"), (GUEST, "0")]
     assert [item.name for item in module.exports] == [RUN]
     assert cells_of({"f": kind}) == layout.RING_MAXIMUM_CELLS
 
@@ -145,19 +145,6 @@ def test_calls_after_one_that_trapped_run(new_pair):
         assert pair.run() == layout.RING_PARK
         assert (pair.client.wait(bad), pair.client.wait(good)) == (layout.RING_FAILED, layout.RING_DONE)
         assert good.results() == (2,)
-
-
-def test_host_is_asked_for_after_so_many_calls(new_pair):
-    functions = {"f": FunctionType(("i32",), ("i32",))}
-    with new_pair(DIVIDE, functions) as pair:
-        done, reasons = 0, []
-        while done < layout.RING_CALLS_AT_A_TIME + layout.RING_SLOTS:
-            for _ in range(layout.RING_SLOTS):
-                pair.client.give(pair.submit(0, functions["f"], [1], layout.CALL_ASYNCHRONOUS))
-            while reasons.append(pair.run()) or reasons[-1] != layout.RING_PARK:
-                pass
-            done += len(pair.client.collect())
-        assert reasons.count(layout.RING_PAUSE) == 1
 
 
 FUELLED = """(module (global $given (export "given") (mut i64) (i64.const 0))

@@ -20,6 +20,7 @@ from shmwasm.core.requests import EndedCall
 from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
 from shmwasm.engine.modules import FunctionType
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
+from shmwasm.posix import bells
 
 ADD = FunctionType(("i32", "i32"), ("i32",))
 SWAP = FunctionType(("i64", "f64"), ("f64", "i64"))
@@ -180,7 +181,7 @@ def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     futex, expected = pair.client.doze(second)
     assert expected == layout.CALL_SUBMITTED
     pair.run()
-    assert [pair.worker.native_address(slot) for slot in pair.hooks.woken] != [futex]  # another process, another address
+    assert [pair.worker.sleeper(slot) for slot in pair.hooks.woken] != [futex]  # another process, another address
     assert pair.hooks.woken == [pair.worker.slot()]
     assert pair.client.doze(second) is None
     assert (pair.client.wait(first), pair.client.wait(second)) == (layout.RING_DONE, layout.RING_DONE)
@@ -188,7 +189,34 @@ def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     assert pair.client.doze(second) is None
 
 
-def test_submission_to_a_parked_worker_asks_for_the_doorbell(pair):
+def test_worker_that_may_sleep_wakes_at_its_bell_and_rings_for_who_sleeps_at_the_other_one(pair):
+    ended = threading.Event()
+
+    def work():
+        while pair.run(may_sleep=True) != layout.RING_ATTENTION:
+            pass
+        ended.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for number in range(200):
+        request = pair.client.request(0, ADD)
+        request.pack((number, 1))
+        if pair.client.submit(request) & layout.RING_DOORBELL:
+            bells.ring(pair.client.worker_bell)
+        while pair.client.doze_at_bell(request):
+            assert bells.wait(pair.client.end_bell, 30.0)
+        assert pair.client.wait(request) == layout.RING_DONE
+        assert request.results() == (number + 1,)
+        pair.client.give(request)
+    pair.client.call_attention()
+    bells.ring(pair.client.worker_bell)
+    assert ended.wait(30.0)
+    thread.join()
+    assert pair.hooks.woken == []
+
+
+def test_submission_to_a_parked_worker_asks_for_the_bell(pair):
     assert pair.run() == layout.RING_PARK
     assert pair.worker.park()
     request = pair.client.request(0, ADD)
@@ -225,26 +253,16 @@ def test_call_that_has_not_begun_is_withdrawn_and_does_not_run(pair):
     assert request.status == layout.CALL_WITHDRAWN
 
 
-def begin(pair, flags):
+def begin(pair):
     """Submit a call, and let the worker take it and no more."""
-    request = pair.submit(0, ADD, [1, 2], flags)
+    request = pair.submit(0, ADD, [1, 2])
     take = pair.worker.imports()["ring_next"]
     slot = take(pair.store, pair.worker.address)
-    if slot == layout.RING_WATCH:
-        pair.worker.watched()
-        slot = take(pair.store, pair.worker.address)
     return request, slot
 
 
-def test_timed_call_waits_for_who_can_interrupt_it(pair):
-    pair.submit(0, ADD, [1, 2], layout.CALL_TIMED)
-    assert pair.run() == layout.RING_WATCH
-    pair.worker.watched()
-    assert pair.run() == layout.RING_PARK
-
-
 def test_running_call_is_interrupted_once_and_ends_once(pair):
-    request, slot = begin(pair, layout.CALL_TIMED)
+    request, slot = begin(pair)
     assert pair.client.end_early(request.sequence, only_waiting=True) == layout.CALL_RUNNING
     assert pair.client.end_early(request.sequence) == layout.CALL_INTERRUPTING
     assert pair.client.end_early(request.sequence) == layout.CALL_EMPTY
@@ -255,21 +273,15 @@ def test_running_call_is_interrupted_once_and_ends_once(pair):
 
 
 def test_call_that_ends_while_it_is_interrupted_absorbs_the_tick(pair):
-    request, slot = begin(pair, layout.CALL_TIMED)
+    request, slot = begin(pair)
     assert pair.client.end_early(request.sequence) == layout.CALL_INTERRUPTING
     pair.worker.end(slot, layout.CALL_RETURNED)
     assert pair.hooks.absorbed == 1
     assert pair.client.wait(request) == layout.RING_DONE
 
 
-def test_call_that_nobody_can_interrupt_says_so(pair):
-    request, slot = begin(pair, 0)
-    assert pair.client.end_early(request.sequence) == layout.CALL_RUNNING
-    pair.worker.end(slot, layout.CALL_RETURNED)
-
-
 def test_tick_at_the_end_of_a_call_is_the_workers_to_see(pair):
-    _, slot = begin(pair, layout.CALL_TIMED)
+    _, slot = begin(pair)
     pair.store.set_epoch_deadline(0)
     with pytest.raises(wasmtime.Trap):
         pair.worker.end(slot, layout.CALL_TRAPPED)
@@ -278,7 +290,7 @@ def test_tick_at_the_end_of_a_call_is_the_workers_to_see(pair):
 
 
 def test_call_that_was_left_is_collected_once(pair):
-    request, slot = begin(pair, 0)
+    request, slot = begin(pair)
     assert pair.client.leave(request.sequence) is False
     pair.client.ask()
     pair.worker.end(slot, layout.CALL_RETURNED)
@@ -289,7 +301,7 @@ def test_call_that_was_left_is_collected_once(pair):
 
 
 def test_call_that_ended_before_it_was_left_is_the_leavers_to_collect(pair):
-    request, slot = begin(pair, 0)
+    request, slot = begin(pair)
     pair.worker.end(slot, layout.CALL_RETURNED)
     assert pair.client.leave(request.sequence) is True
     assert len(pair.client.collect()) == 1

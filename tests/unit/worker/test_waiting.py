@@ -14,8 +14,8 @@ from shmwasm.posix import futexes
 from shmwasm.posix.futexes import Alarm
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
-from shmwasm.worker.interrupting import InterruptedWaitError
 from shmwasm.worker.waiting import Waiting
+from shmwasm.worker.watching import InterruptedWaitError
 
 WOKEN, NOT_EQUAL, TIMED_OUT = 0, 1, 2
 FOR_EVER = -1

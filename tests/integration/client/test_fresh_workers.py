@@ -1,0 +1,122 @@
+"""The life of workers whose calls each run in an instance of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from shmwasm import Module, Runtime, errors
+from shmwasm.client.pool_life import FRESH_CALLS
+from shmwasm.worker.fresh import MOST_GUESTS
+
+PATIENCE = 30.0
+
+COUNTING = """(module
+  (memory (export "memory") 1 10)
+  (global $count (mut i32) (i32.const 0))
+  (func $add (param i32) (global.set $count (i32.add (global.get $count) (local.get 0))))
+  (func $start (call $add (i32.const 1)))
+  (start $start)
+  (func (export "_initialize") (call $add (i32.const 10)))
+  (func (export "prepare") (param i32) (call $add (local.get 0)))
+  (func (export "count") (result i32) (call $add (i32.const 1000)) (global.get $count))
+  (func (export "same") (param i32) (result i32) (local.get 0))
+  (func (export "all") (param i32 i64 f32 f64) (result f64 f32 i64 i32)
+    (local.get 3) (local.get 2) (local.get 1) (local.get 0))
+  (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
+  (func (export "divide") (param i32 i32) (result i32) (i32.div_s (local.get 0) (local.get 1)))
+  (func (export "spin") (loop $forever (br $forever))))"""
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.002)
+
+
+@pytest.fixture(scope="module")
+def counting(shared_runtime: Runtime) -> Iterator[Module]:
+    with shared_runtime.load(COUNTING, name="counting") as module:
+        yield module
+
+
+def test_workers_are_replaced_before_they_must_end(shared_runtime: Runtime, counting: Module) -> None:
+    calls = 3 * FRESH_CALLS
+    with shared_runtime.pool(counting, size=1, fresh=True, init=("prepare", 100)) as pool:
+        pids = {pool.instances[0].pid}
+        futures = [pool.submit("count") for _ in range(calls)]
+        assert {future.result(PATIENCE) for future in futures} == {1111}
+        pids.add(pool.instances[0].pid)
+        assert list(pool.map("same", range(calls))) == list(range(calls))
+        eventually(lambda: len(pool.instances) == 1)
+        counted = pool.statistics()
+        assert counted.calls == 2 * calls
+        assert 2 <= counted.replaced <= 2 * calls // FRESH_CALLS + 1
+        assert counted.losses == 0
+        assert len(pids) == 2
+
+
+def test_a_worker_ends_by_itself_in_the_end(shared_runtime: Runtime, counting: Module) -> None:
+    with shared_runtime.pool(counting, size=1, fresh=True) as pool:
+        instance = pool.instances[0]
+        same = instance.exports["same"]
+        for number in range(MOST_GUESTS - 1):
+            assert same(number) == number
+        with pytest.raises(errors.WorkerLostError):
+            [same(number) for number in range(2)]
+        eventually(lambda: pool.instances and pool.instances[0] is not instance)
+        assert pool.submit("count").result(PATIENCE) == 1011
+
+
+def test_instances_are_recycled_and_replaced_as_in_other_pools(shared_runtime: Runtime, counting: Module) -> None:
+    with shared_runtime.pool(counting, size=1, fresh=True, recycle_after=5) as pool:
+        assert [pool.submit("count").result(PATIENCE) for _ in range(20)] == [1011] * 20
+        assert list(pool.map("same", range(50))) == list(range(50))
+        assert pool.statistics().started >= 13
+    with shared_runtime.pool(counting, size=1, fresh=True, on_trap="replace") as pool:
+        before = pool.instances[0].pid
+        failed, following = pool.submit("divide", 1, 0), pool.submit("count")
+        assert isinstance(failed.exception(PATIENCE), errors.WorkerTrapError)
+        assert following.result(PATIENCE) == 1011
+        assert pool.instances[0].pid != before
+
+
+def test_every_future_ends_whenever_workers_are_killed(shared_runtime: Runtime, counting: Module) -> None:
+    with shared_runtime.pool(counting, size=2, fresh=True, init=("prepare", 100)) as pool:
+        for pause in (0.0, 0.001, 0.003, 0.01):
+            futures = [pool.submit("count") for _ in range(60)]
+            mapped = pool.map("same", range(200), return_exceptions=True)
+            time.sleep(pause)  # a worker is killed at any moment, most likely while it makes an instance
+            for instance in pool.instances:
+                os.kill(instance.pid, signal.SIGKILL)
+            done, left = wait(futures, PATIENCE)
+            assert not left
+            singly = pool.map("same", range(50), return_exceptions=True, call_timeout=PATIENCE)
+            lost = [one for results in (mapped, singly) for index, one in enumerate(results) if one != index]
+            assert all(isinstance(one, errors.WorkerLostError) for one in lost)
+            ended = [future.exception() for future in done]
+            assert all(one is None or isinstance(one, errors.WorkerLostError) for one in ended)
+            assert sum(one is not None for one in ended) + len(lost) <= 2
+            assert {future.result() for future in done if future.exception() is None} <= {1111}
+
+
+def test_a_fresh_pool_sleeps_when_it_has_nothing_to_do(shared_runtime: Runtime, counting: Module) -> None:
+    def used(pid: int) -> int:
+        return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+    with shared_runtime.pool(counting, size=1, fresh=True, timeout=0.01) as pool:
+        assert [pool.submit("count").result() for _ in range(20)] == [1011] * 20
+        pid = pool.instances[0].pid
+        tasks = Path(f"/proc/{pid}/task")
+        eventually(lambda: all("sleeping" in (one / "status").read_text() for one in tasks.iterdir()))
+        before = used(pid)
+        threading.Event().wait(0.3)
+        assert used(pid) == before
