@@ -278,11 +278,17 @@ class Connection:
             return future
 
     def request(
-        self, kind: type[R], build: Callable[[int], messages.Request], descriptors: Sequence[int] = ()
+        self,
+        kind: type[R],
+        build: Callable[[int], messages.Request],
+        descriptors: Sequence[int] = (),
+        *,
+        then: Callable[[Future[Reply]], None] | None = None,
     ) -> tuple[R, list[int]]:
         """Send the request that `build` makes of its number, and wait for its answer, which is of type `kind`.
 
-        An interrupt ends the wait, also where it is put off, for the wait may be long; what is answered then is given back.
+        An interrupt ends the wait, also where it is put off, for the wait may be long. What is answered then is given back, and
+        `then` is called (see `begin`).
 
         Raises:
             ShmwasmError: Whatever the coordinator answered.
@@ -290,7 +296,7 @@ class Connection:
         """
         self.check_may_block()
         with interrupts_put_off():
-            answered = self.begin(build, descriptors)
+            answered = self.begin(build, descriptors, then=then)
             try:
                 with interrupts_let_through():
                     reply, received = answered.result()

@@ -16,7 +16,7 @@ from shmwasm.client import checks
 from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
-from shmwasm.client.connection import Connection, Receiver, close_descriptors
+from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
@@ -235,9 +235,9 @@ class Instance:
         self._connection.request(
             messages.Done,
             lambda number: messages.Attach(request=number, instance=self.number, chain_head=chain_head, read_only=read_only),
+            then=lambda answer: self._note_chain(shared_heap, answer),
         )
-        self._shared_heap = shared_heap
-        self._bases = self._attached_heaps()
+        self._note_chain(shared_heap)
 
     def detach_shared_heap(self) -> None:
         """Take the chain out of the instance's memory, once it is between calls; the very next access traps.
@@ -246,9 +246,12 @@ class Instance:
             AttachError: Nothing is attached.
         """
         self.require_open()
-        self._connection.request(messages.Done, lambda number: messages.Detach(request=number, instance=self.number))
-        self._shared_heap = None
-        self._bases = {}
+        self._connection.request(
+            messages.Done,
+            lambda number: messages.Detach(request=number, instance=self.number),
+            then=lambda answer: self._note_chain(None, answer),
+        )
+        self._note_chain(None)
 
     def kill(self) -> None:
         """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
@@ -348,6 +351,12 @@ class Instance:
     def guest_address(self, address: AppAddress) -> AppAddress:
         """Return where this instance sees what a 32-bit guest sees at `address`, in a chain."""
         return address64(address) if self.module.is_64 else address
+
+    def _note_chain(self, shared_heap: SharedHeap | None, answer: Future[Reply] | None = None) -> None:
+        """Take note of what is attached now, unless the answer is an error; it may come to a thread that waits for it no more."""
+        if answer is None or answer.exception() is None:
+            self._shared_heap = shared_heap
+            self._bases = self._attached_heaps()
 
     def _wait_closed(self) -> None:
         """Wait until all that was started has ended, and so has the worker; interrupts end the wait even if they are put off."""

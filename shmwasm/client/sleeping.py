@@ -45,7 +45,6 @@ CLOSELY = 1e-4
 """Seconds between a call and the next that make both sides poll: about as long as a worker that polls goes on looking."""
 
 _NS: Final = 1_000_000_000
-_BELL: Final = "bell"
 
 
 class Sleepers:
@@ -62,7 +61,7 @@ class Sleepers:
         self._bell = ring.end_bell
         self._ring_bell = functools.partial(bells.ring, self._bell)
         self._places: dict[object, Callable[[], object] | None] = {}
-        self._at_bell: dict[str, object] = {}
+        self._at_bell: dict[object, None] = {}
         self._misses = 0
         self._may_poll = False
         self._last = 0.0
@@ -100,22 +99,16 @@ class Sleepers:
     def sleep(self, request: Request, next_look: Callable[[], float | None]) -> int:
         """Wait as `wait` does, but without looking first."""
         token = object()
+        # What must be done in the end is one step each, which Ctrl-C comes before or after: else it would be left undone.
         try:
             self._places[token] = None
-            at_bell = self._at_bell.setdefault(_BELL, token) is token
-            while not self._over:
-                look = next_look()
-                seconds = LONGEST_SLEEP if look is None else max(0.0, min(look - time.monotonic(), LONGEST_SLEEP))
-                if not (self._sleep_at_bell if at_bell else self._sleep_at_slot)(request, seconds, token):
-                    break
-                answer = self._ring.wait(request)
-                if answer != layout.RING_PENDING:
-                    return answer
-            return self._ring.wait(request)
+            try:
+                answer = self._sleep_through(request, next_look, token)
+                self._last = time.monotonic()
+                return answer
+            finally:
+                self._at_bell.pop(token, None)
         finally:
-            self._last = time.monotonic()
-            if self._at_bell.get(_BELL) is token:
-                del self._at_bell[_BELL]
             self._places.pop(token, None)
 
     def end(self) -> None:
@@ -128,6 +121,22 @@ class Sleepers:
         for wake in list(self._places.values()):
             if wake is not None:
                 wake()
+
+    def _sleep_through(self, request: Request, next_look: Callable[[], float | None], token: object) -> int:
+        self._at_bell[token] = None
+        sleep = self._sleep_at_bell
+        if list(self._at_bell)[0] is not token:  # noqa: RUF015  in one step, as other threads change it
+            del self._at_bell[token]
+            sleep = self._sleep_at_slot
+        while not self._over:
+            look = next_look()
+            seconds = LONGEST_SLEEP if look is None else max(0.0, min(look - time.monotonic(), LONGEST_SLEEP))
+            if not sleep(request, seconds, token):
+                break
+            answer = self._ring.wait(request)
+            if answer != layout.RING_PENDING:
+                return answer
+        return self._ring.wait(request)
 
     def _sleep_at_bell(self, request: Request, seconds: float, token: object) -> bool:
         """Sleep so long, or less, unless the call has ended; return whether there was need to."""

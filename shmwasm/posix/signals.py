@@ -69,11 +69,13 @@ class _Interrupts:
         self.depth -= 1
         if self.depth:
             return
+        usual = self._usual
         if getsignal(_SIGINT) is self._note:
-            set_handler(_SIGINT, self._usual)
+            set_handler(_SIGINT, usual)
+        self._usual = signal.default_int_handler  # not to keep what the user's refers to
         arrived, self._arrived = self._arrived, None
         if arrived is not None:
-            self._usual(*arrived)
+            usual(*arrived)
 
     def let_through(self, most: float) -> int:
         """Handle it if it is put off for at most `most` reasons; return for how many. If that raises, it is put off as before."""

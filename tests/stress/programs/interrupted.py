@@ -110,6 +110,7 @@ class Program:
         self.instance.close()
         self.module.close()
         self.loop.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which does not refer to this
 
     def call(self):
         self.instance.call("weave", 1, self.rng.randrange(3000))

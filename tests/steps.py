@@ -1,0 +1,89 @@
+"""Ctrl-C at any one step of some work: as if the signal had arrived just before it.
+
+Theory
+------
+A tracing function counts the steps of the main thread's Python code. From the chosen step on, what traces is a C function that
+does what the arrival of SIGINT does, and takes no step of its own: the handler runs where the interpreter looks for signals next,
+in the work itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+_arrive = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 3)(("PyErr_SetInterrupt", ctypes.pythonapi))
+"""What a tracing function is called with is ignored."""
+
+
+class _Steps:
+    def __init__(self, chosen: float) -> None:
+        self.chosen = chosen
+        self.taken = 0
+        self.interrupted = False
+        self._arrives = False
+        self._over = False
+
+    def enter(self, frame: FrameType, _event: str, _argument: object) -> Any:
+        """Trace a function that is called."""
+        if self.taken < self.chosen:
+            frame.f_trace_opcodes = True
+            return self.count
+        if self._arrives:
+            return None
+        self._arrives = True  # in this function, as the step was its call
+        return _arrive
+
+    def count(self, _frame: FrameType, event: str, _argument: object) -> Any:
+        """Trace a step."""
+        self.taken += event == "opcode"
+        return self.count if self.taken < self.chosen else _arrive
+
+    def handle(self, *_: object) -> None:
+        """Handle SIGINT as Python does, but once."""
+        sys.settrace(None)
+        if not self.interrupted and not self._over:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+    def trace(self, work: Callable[[], object]) -> None:
+        """Do some work."""
+        tracing = sys.gettrace()
+        handling = signal.signal(signal.SIGINT, self.handle)
+        try:
+            sys.settrace(self.enter)
+            work()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._over = True  # what arrived at the last step has nobody to interrupt
+            sys.settrace(tracing)
+            signal.signal(signal.SIGINT, handling)
+
+
+def count(work: Callable[[], object]) -> int:
+    """Return how many steps some work takes."""
+    steps = _Steps(float("inf"))
+    steps.trace(work)
+    return steps.taken
+
+
+def interrupt(work: Callable[[], object], step: int) -> bool:
+    """Do some work, interrupted just before that step; return whether it has as many, and was."""
+    steps = _Steps(step)
+    steps.trace(work)
+    return steps.interrupted
+
+
+def chosen(work: Callable[[], object], most: int) -> Iterator[int]:
+    """Do some work again and again, interrupted at one step each time: at all of them, or so many at random. Give the steps."""
+    work()  # what is done the first time only is not done again
+    steps = range(1, count(work) + 1)
+    for step in steps if len(steps) <= most else random.sample(steps, most):
+        interrupt(work, step)
+        yield step

@@ -1,0 +1,239 @@
+"""Locks, conditions and events, and Ctrl-C at any step of what is done with them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shmwasm.posix.conditions import Condition, Event, Lock
+from shmwasm.posix.signals import interrupts_put_off
+
+PATIENCE = 30.0
+ALL = 1 << 30
+
+
+def is_free(lock: Lock) -> bool:
+    """Return whether another thread gets the lock."""
+
+    def take() -> bool:
+        with lock:
+            return True
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(take).result(PATIENCE)
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def press_ctrl_c_when(ready: Callable[[], object]) -> threading.Thread:
+    """Have SIGINT sent to the main thread once something is so."""
+
+    def press() -> None:
+        until = time.monotonic() + PATIENCE
+        while not ready() and time.monotonic() < until:
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    return in_thread(press)
+
+
+def test_a_lock_lets_one_thread_in_at_a_time() -> None:
+    lock, inside, most = Lock(), [], []
+
+    def enter() -> None:
+        for _ in range(200):
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [in_thread(enter) for _ in range(4)]
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert set(most) == {1}
+
+
+def test_whoever_holds_a_lock_may_take_it_again() -> None:
+    lock = Lock()
+    with lock, lock:
+        pass
+    assert is_free(lock)
+
+
+def test_ctrl_c_at_any_step_leaves_a_lock_free(steps) -> None:
+    lock = Lock()
+
+    def work() -> None:
+        with lock:
+            pass
+        lock.acquire()
+        lock.release()
+
+    for step in steps.chosen(work, ALL):
+        assert is_free(lock), step
+
+
+def test_what_is_done_with_a_lock_held_is_done_as_a_whole(steps) -> None:
+    lock, first, second = Lock(), [], []
+
+    def work() -> None:
+        with lock:
+            first.append(1)
+            second.append(1)
+
+    for step in steps.chosen(work, ALL):
+        assert first == second, step
+
+
+def test_ctrl_c_that_arrives_while_a_lock_is_held_comes_when_it_is_released() -> None:
+    lock, done = Lock(), []
+
+    def work() -> None:
+        with lock:
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1]
+    assert is_free(lock)
+
+
+def test_a_condition_wakes_all_that_wait() -> None:
+    condition, woken, waiting = Condition(), [], []
+
+    def wait() -> None:
+        with condition:
+            waiting.append(1)
+            woken.append(condition.wait(PATIENCE))
+
+    threads = [in_thread(wait) for _ in range(3)]
+    until = time.monotonic() + PATIENCE
+    while len(waiting) < 3 and time.monotonic() < until:
+        time.sleep(0.001)
+    with condition:
+        condition.notify_all()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert woken == [True] * 3
+
+
+def test_a_condition_that_nobody_notifies_is_waited_for_no_longer_than_asked() -> None:
+    condition = Condition()
+    with condition:
+        assert not condition.wait(0.001)
+        assert not condition.wait(-1)
+        assert not condition.wait_for(lambda: False, 0.001)
+        assert condition.wait_for(lambda: True, 0.0)
+    assert is_free(condition)
+
+
+def test_ctrl_c_at_any_step_of_a_wait_leaves_a_condition_free(steps) -> None:
+    condition = Condition()
+
+    def work() -> None:
+        with condition:
+            condition.wait(0.0)
+            condition.notify_all()
+
+    for step in steps.chosen(work, ALL):
+        assert is_free(condition), step
+
+
+def test_ctrl_c_ends_a_wait_for_a_condition() -> None:
+    condition = Condition()
+    ready: list[int] = []
+
+    def work() -> None:
+        with condition:
+            ready.append(1)
+            condition.wait(PATIENCE)
+
+    pressing = press_ctrl_c_when(lambda: ready and is_free(condition))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    pressing.join()
+    assert is_free(condition)
+
+
+def test_ctrl_c_that_is_put_off_beyond_the_lock_comes_after_the_wait() -> None:
+    condition = Condition()
+    ready, done = [], []
+
+    def work() -> None:
+        with interrupts_put_off():
+            with condition:
+                ready.append(1)
+                condition.wait_for(lambda: ready == [1, 2], PATIENCE)
+            done.append(1)
+
+    def notify() -> None:
+        pressing.join()
+        with condition:
+            ready.append(2)
+            condition.notify_all()
+
+    pressing = press_ctrl_c_when(lambda: ready and is_free(condition))
+    notifying = in_thread(notify)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    notifying.join()
+    assert done == [1]
+
+
+def test_an_event_ends_the_waits_of_all_threads_and_later_ones_at_once() -> None:
+    event = Event()
+    with ThreadPoolExecutor(3) as threads:
+        waits = [threads.submit(event.wait, PATIENCE) for _ in range(3)]
+        event.set()
+        assert all(one.result(PATIENCE) for one in waits)
+    assert event.is_set()
+    assert event.wait(0.0)
+
+
+def test_an_event_that_does_not_happen_is_waited_for_no_longer_than_asked() -> None:
+    event = Event()
+    assert not event.wait(0.001)
+    event.set()
+    event.clear()
+    assert not event.is_set()
+    assert not event.wait(-1)
+
+
+def test_ctrl_c_at_any_step_of_a_wait_leaves_an_event_that_can_happen(steps) -> None:
+    event = Event()
+
+    def work() -> None:
+        event.wait(0.0)
+        event.set()
+        event.wait(0.0)
+        event.clear()
+
+    for step in steps.chosen(work, ALL):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(event.set).result(PATIENCE)
+        assert event.wait(PATIENCE), step
+        event.clear()
+
+
+def test_ctrl_c_ends_a_wait_for_an_event() -> None:
+    event, ready = Event(), []
+
+    def work() -> None:
+        ready.append(1)
+        event.wait(PATIENCE)
+
+    pressing = press_ctrl_c_when(lambda: ready)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    pressing.join()
