@@ -84,6 +84,7 @@ class Instance:
         self.when_gone: Callable[[], None] | None = None
         self._gone = Event()
         self._exited = False
+        self._exit: tuple[int | None, int | None] = (None, None)
         self._closed = False
         self._memory: Mapping | None = None
         self._bases = self._attached_heaps()
@@ -279,8 +280,13 @@ class Instance:
         self.when_gone = self.discard
         _kill_soon(self._connection, self.number)
 
+    def loss(self) -> errors.WorkerLostError:
+        """Return what a call ends with that will not begin: the worker is gone, or is let go of."""
+        return errors.WorkerLostError(self.number, self.pid, *self._exit)
+
     def exited(self, exit_signal: int | None, exit_code: int | None) -> None:
         """Take note that the worker is gone: everything under way fails."""
+        self._exit = exit_signal, exit_code  # first: who sees that the worker is gone may ask how
         self._exited = True
         self._path.lose(partial(errors.WorkerLostError, self.number, self.pid, exit_signal, exit_code))
         self._gone.set()  # whoever waits for it may release the path

@@ -383,11 +383,11 @@ class Dispatcher:
         if landing.done or not lost:
             member.ended += calls
             self._growth.succeeded()
-        if isinstance(landing.error, errors.WorkerTrapError | errors.CallTimeoutError):
-            counted.traps += isinstance(landing.error, errors.WorkerTrapError)
-            counted.timeouts += isinstance(landing.error, errors.CallTimeoutError)
-            if self._options.on_trap == "replace":
-                member.retiring = True
+        counted.traps += isinstance(landing.error, errors.WorkerTrapError)
+        counted.timeouts += isinstance(landing.error, errors.CallTimeoutError)
+        # One that was interrupted because nobody awaits it any more ends with `CancelledError`.
+        stopped = isinstance(landing.error, errors.WorkerTrapError | errors.CallTimeoutError | CancelledError)
+        member.retiring |= stopped and self._options.on_trap == "replace"
 
     def _end_job(self, job: Job, landing: Landing) -> None:
         if landing.begun:
@@ -441,7 +441,7 @@ class Dispatcher:
         self._owing.pop(member, None)
         for job in member.own:
             if not job.over:
-                self._complete(job, None, errors.WorkerLostError(member.instance.number, member.instance.pid))
+                self._complete(job, None, member.instance.loss())
         member.own.clear()
 
     def _started(self, spawned: Future[Instance]) -> None:

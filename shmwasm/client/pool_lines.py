@@ -195,6 +195,8 @@ class Line:
         if not isinstance(error, _LOSSES):
             return Landing(0, error=error)
         reached = self._path.reached(flight.call)
+        if reached == flight.calls:
+            return Landing(reached)  # all of a lot had returned, but its end had not been said
         return Landing(reached or 0, error=error, begun=reached is not None)
 
 

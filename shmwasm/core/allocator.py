@@ -18,7 +18,7 @@ import ctypes
 import operator
 import threading
 import weakref
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 import wasmtime
@@ -278,22 +278,10 @@ class HeapSlot:
     """A managed heap as this process's core sees it. Made by `Core.open_heap`.
 
     Attributes:
-        malloc: `malloc(size, alignment=16)` returns the app address of a new block, or 0 if `size` is 0 or there is no room.
-            Raises `ArgumentError` for a size or an alignment that can never be right.
-        free: `free(address)` frees a block, wherever it was allocated; the address may be signed, or a 64-bit guest's. Raises
-            `InvalidFreeError` if it is not the address of a live block.
-        malloc_place: As `malloc`, but returns the block's heap offset plus `layout.FIRST_PLACE`: who may move the heap meanwhile
-            cannot make that wrong.
-        free_place: As `free`, for what `malloc_place` returned.
         exhausted: Called with the size where there is no room for it; malloc returns what it returns, by default 0.
         number: The slot's number in the core.
         name: The heap's name.
     """
-
-    malloc: Callable[..., int]
-    free: Callable[[int], None]
-    malloc_place: Callable[..., int]
-    free_place: Callable[[int], None]
 
     def __init__(self, core: Core, number: int, *, window: int, start: AppAddress, name: str) -> None:
         self._core = core
@@ -302,15 +290,36 @@ class HeapSlot:
         self.window = window
         self.name = name
         self.start = start
-        self._cells = cells = SlotCells(number)
-
-        def malloc(function: str) -> Callable[..., int]:
-            return malloc_function(core.function(function), cells, core.lock, partial(self._malloc_slowly, function))
-
-        self.malloc, self.malloc_place = malloc("heap_malloc"), malloc("heap_malloc_place")
-        self.free = free_function(core.function("heap_free"), cells, core.lock, self._free_slowly)
-        self.free_place = free_function(core.function("heap_free_place"), cells, core.lock, self._free_place_slowly)
+        self._cells = SlotCells(number)
         self.exhausted: Callable[[int], int] = lambda _size: 0
+
+    # These are made when they are asked for: a worker needs none of them.
+
+    @cached_property
+    def malloc(self) -> Callable[..., int]:
+        """`malloc(size, alignment=16)` returns the app address of a new block, or 0 if `size` is 0 or there is no room.
+
+        It raises `ArgumentError` for a size or an alignment that can never be right.
+        """
+        return self._malloc_function("heap_malloc")
+
+    @cached_property
+    def malloc_place(self) -> Callable[..., int]:
+        """As `malloc`, but it returns the heap offset plus `layout.FIRST_PLACE`, which stays right when the heap is moved."""
+        return self._malloc_function("heap_malloc_place")
+
+    @cached_property
+    def free(self) -> Callable[[int], None]:
+        """`free(address)` frees a block, wherever it was allocated; the address may be signed, or a 64-bit guest's.
+
+        It raises `InvalidFreeError` if it is not the address of a live block.
+        """
+        return free_function(self._core.function("heap_free"), self._cells, self._core.lock, self._free_slowly)
+
+    @cached_property
+    def free_place(self) -> Callable[[int], None]:
+        """As `free`, for what `malloc_place` returned."""
+        return free_function(self._core.function("heap_free_place"), self._cells, self._core.lock, self._free_place_slowly)
 
     def usable_size(self, offset: int) -> int:
         """Return the bytes that the live block at a heap offset can hold; 0 if no live block starts there."""
@@ -391,6 +400,11 @@ class HeapSlot:
         with self._core.lock:  # between the check and the call the slot must not become another heap's
             self._check_open()
             return self._core.call(name, self.number, *arguments)
+
+    def _malloc_function(self, function: str) -> Callable[..., int]:
+        return malloc_function(
+            self._core.function(function), self._cells, self._core.lock, partial(self._malloc_slowly, function)
+        )
 
     def _check_open(self) -> None:
         if self._closed is not None:

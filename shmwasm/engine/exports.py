@@ -33,7 +33,7 @@ class Exports(Mapping[str, Extern]):
         if name not in self._found:
             if name not in self._names:
                 raise KeyError(name)
-            self._found[name] = self._look_up(name.encode())
+            self._found[name] = look_up(self._store, self._instance, name)
         return self._found[name]
 
     def __contains__(self, name: object) -> bool:
@@ -45,11 +45,14 @@ class Exports(Mapping[str, Extern]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _look_up(self, name: bytes) -> Extern:
-        item = _bindings.wasmtime_extern_t()
-        characters = ctypes.create_string_buffer(name, len(name))
-        context = self._store._context()  # noqa: SLF001
-        instance = ctypes.byref(self._instance._instance)  # noqa: SLF001
-        found = _bindings.wasmtime_instance_export_get(context, instance, characters, len(name), ctypes.byref(item))
-        assert found, "the description is of another module"
-        return wrap_extern(item)
+
+def look_up(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> Extern:
+    """Return what an instance exports under a name that is known to be there."""
+    item = _bindings.wasmtime_extern_t()
+    encoded = name.encode()
+    characters = ctypes.create_string_buffer(encoded, len(encoded))
+    context = store._context()  # noqa: SLF001
+    exporter = ctypes.byref(instance._instance)  # noqa: SLF001
+    found = _bindings.wasmtime_instance_export_get(context, exporter, characters, len(encoded), ctypes.byref(item))
+    assert found, f"an instance has no export {name!r}: the description is of another module"
+    return wrap_extern(item)

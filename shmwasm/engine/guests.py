@@ -15,7 +15,7 @@ from shmwasm.engine.aliases import Alias
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.cells import IntegerCell
-from shmwasm.engine.exports import Exports
+from shmwasm.engine.exports import Exports, look_up
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import Futexes, HostTable
 from shmwasm.engine.imports import check_provided, define, make_imports
@@ -295,7 +295,7 @@ class Guest:
         """
         fuel = (seam.FUEL_GIVEN, seam.FUEL) if self._fuel is not None else ()
         imports = [*core, *(self._exports[export] for export in (*exports, *fuel))]
-        made = wasmtime.Instance(self._store, dispatcher, imports).exports(self._store)[name]
+        made = look_up(self._store, wasmtime.Instance(self._store, dispatcher, imports), name)
         assert isinstance(made, wasmtime.Func)
         return ExportedFunction(self._store, made, name, FunctionType(("i32", "i32"), ("i32",)))
 

@@ -29,7 +29,5 @@ _new_function.argtypes = [ctypes.c_void_p] * 6
 def native_function(store: wasmtime.Store, function: int, argument: int) -> wasmtime.Func:
     """Return a wasm function without parameters and results that calls the C function at an address with that argument."""
     made = bindings.wasmtime_func_t()
-    context = ctypes.cast(store._context(), ctypes.c_void_p)  # noqa: SLF001
-    kind = ctypes.cast(_NOTHING.ptr(), ctypes.c_void_p)
-    _new_function(context, kind, function, argument, None, ctypes.byref(made))
+    _new_function(store._context(), _NOTHING.ptr(), function, argument, None, ctypes.byref(made))  # noqa: SLF001
     return wasmtime.Func._from_raw(made)  # noqa: SLF001

@@ -26,7 +26,10 @@ def main() -> None:
     parser.add_argument("--core-fd", type=int, required=True, help="descriptor of the compiled core")
     parser.add_argument("--wasi-fd", type=int, required=True, help="descriptor of WASI's compiled adapters")
     options = parser.parse_args()
+    # A terminal's Ctrl-C goes to every process on it; it is the client's to handle. Workers inherit this: to do it there would
+    # cost each of them 100 KiB.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # all that it could free is holes in pages that workers share: see `rehearsal`
     engine = new_engine(parallel_compilation=False)
     core = deserialize(engine, options.core_fd)

@@ -12,6 +12,7 @@ Python (see `engine.natives`), which takes longer than sleep and wake-up togethe
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import time
 from typing import Final
@@ -44,6 +45,7 @@ if _clock_wait is not None:
     _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
 
 
+@functools.cache  # asked for before a fork, it costs the child nothing
 def native(name: str) -> int:
     """Return where a function of the C library is: `sem_wait` or `sem_post`, say."""
     address = ctypes.cast(_slow[name], ctypes.c_void_p).value

@@ -56,6 +56,10 @@ _CREDENTIALS: Final = struct.Struct("3i")
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE((MAXIMUM_DESCRIPTORS + 1) * array.array("i").itemsize)
 # Plain numbers: arithmetic with the enum's members costs more than the system call.
+_SOCKET: Final = socket.SOL_SOCKET
+_DOMAIN: Final = socket.SO_DOMAIN
+_TYPE: Final = socket.SO_TYPE
+_KIND: Final = (int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET))
 _SEND: Final = int(socket.MSG_NOSIGNAL)
 _RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -90,7 +94,7 @@ class Channel:
         Raises:
             ArgumentError: It is another kind of socket; its descriptor stays the caller's.
         """
-        if connection.family != socket.AF_UNIX or connection.type != socket.SOCK_SEQPACKET:
+        if (connection.getsockopt(_SOCKET, _DOMAIN), connection.getsockopt(_SOCKET, _TYPE)) != _KIND:
             connection.detach()
             raise ArgumentError(f"{connection!r} is no AF_UNIX SOCK_SEQPACKET socket")
         connection.setblocking(True)  # whether a call waits is said by each call

@@ -6,7 +6,6 @@ import ctypes
 import os
 import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -140,9 +139,7 @@ class Attachment:
             AttachError: The instance cannot be attached to this chain. Nothing changed.
             UnsupportedError: The kernel or the core has no room, or the instance's memory can take no chain. Nothing is attached.
         """
-        with ExitStack() as rest:
-            for descriptor in descriptors:
-                rest.callback(os.close, descriptor)
+        try:
             self._check(grants)
             assert self._window is not None
             segments, metadata = _sorted_out(grants, descriptors)
@@ -157,6 +154,9 @@ class Attachment:
                 raise
             self.changes += 1
             self._use_heaps()
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def detach(self) -> None:
         """Give back the slabs in which nothing lives, and unmap the chain, if there is one."""

@@ -38,7 +38,6 @@ from shmwasm.protocol import messages
 from shmwasm.worker.watching import InterruptedWaitError, Watcher
 
 if TYPE_CHECKING:
-    from shmwasm.core.rings import RunningCall
     from shmwasm.engine.guests import Guest
     from shmwasm.worker.instance import Ground
     from shmwasm.worker.links import ClientLink
@@ -146,13 +145,13 @@ class RingCalls(ABC):
         call = self._ring.call_of(slot)
         if interrupted:
             status = layout.CALL_OVERDUE
-        elif self._left(self._name(call), stopped):
+        elif self._left(self._name(call.export), stopped):
             status = layout.CALL_RETURNED
             if call.calls:
                 self._ring.advance(slot)
         else:
             status = layout.CALL_TRAPPED
-            code, facts = to_wire(error_of(self._number, self._name(call), stopped, fuel=self._guest.exhausted_fuel()))
+            code, facts = to_wire(error_of(self._number, self._name(call.export), stopped, fuel=self._guest.exhausted_fuel()))
             self._client.send(messages.Raised(request=call.sequence, code=code, facts=facts))
         self._end(slot, status, interrupted=interrupted)
 
@@ -166,10 +165,10 @@ class RingCalls(ABC):
         """Return whether the guest left its function by WASI's `proc_exit`, as a program leaves `main`."""
         return stopped.description.exit_code == 0 and not self._guest.types[export].results
 
-    def _name(self, call: RunningCall) -> str:
-        if call.export >= len(self._names):
-            raise ProtocolError(f"the client called function {call.export} of {len(self._names)}")
-        return self._names[call.export]
+    def _name(self, export: int) -> str:
+        if export >= len(self._names):
+            raise ProtocolError(f"the client called function {export} of {len(self._names)}")
+        return self._names[export]
 
 
 class DispatchedCalls(RingCalls):

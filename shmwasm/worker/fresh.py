@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from shmwasm.addresses import OS_PAGE
 from shmwasm.core import layout
+from shmwasm.core.requests import CELL
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, WorkerTrapError, to_wire
 from shmwasm.posix import bells
@@ -52,7 +53,7 @@ MOST_RESIDENT: Final = 64 << 20
 LONGEST_SLEEP: Final = 3600.0
 """Seconds between two looks at a ring for which nobody rings."""
 
-# A slot's words and cells (see `core/ring.h`).
+# A slot's words (see `core/ring.h`).
 _STATE, _EXPORT, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS = 0, 3, 6, 7, 8, 9
 
 
@@ -112,20 +113,21 @@ class FreshCalls(RingCalls):
     def _serve(self, slot: int) -> None:
         """Run the call in a slot, or the calls of a batch, and end it; then make the next guest."""
         words, at = self._words, (slot - self._ring.address) // 4
-        name = self._name(self._ring.call_of(slot))
+        name = self._name(words[at + _EXPORT])
         count = words[at + _COUNT]
-        first = (at + layout.RING_SLOT_HEADER // 4) // 2, (at + layout.RING_SLOT_HEADER // 4) // 2
+        own_cells = (slot - self._ring.address + layout.RING_SLOT_HEADER) // CELL
+        first_in, first_out = own_cells, own_cells
         if count:
-            first = words[at + _ARGUMENTS] // 8, words[at + _RESULTS] // 8
+            first_in, first_out = words[at + _ARGUMENTS] // CELL, words[at + _RESULTS] // CELL
         for index in range(count or 1):
             if index and not self._go_on(slot, at):
                 break
             if self._failure is not None:
                 self._refuse(slot, self._failure)
                 break
-            arguments = self._arguments(name, first[0] + index, count or 1)
+            arguments = self._arguments(name, first_in + index, count or 1)
             try:
-                self._store(self._call(name, arguments), first[1] + index, count or 1)
+                self._store(self._call(name, arguments), first_out + index, count or 1)
             except GuestTrapError as stopped:
                 if not self._left(name, stopped):
                     self._end_stopped(stopped)

@@ -38,9 +38,6 @@ def run_worker(launcher: int, message: messages.Fork, descriptors: Sequence[int]
         descriptors: Those that came with `message`.
         ground: What the instance is made from.
     """
-    # A terminal's Ctrl-C goes to every process on it; it is the client's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not set_parent_death_signal(signal.SIGKILL, parent=launcher):
         leave(os.EX_UNAVAILABLE)
     control = ControlLink(Channel.from_descriptor(descriptors[_CONTROL]))

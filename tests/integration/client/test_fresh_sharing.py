@@ -45,6 +45,9 @@ WASI = """(module
   (memory (export "memory") 1)
   (data (i32.const 0) "\\40\\00\\00\\00\\05\\00\\00\\00") (data (i32.const 64) "text\\0a") (data (i32.const 96) "file")
   (func (export "write") (param i32) (result i32) (call $write (local.get 0) (i32.const 0) (i32.const 1) (i32.const 32)))
+  (func (export "write_from") (param i32 i32) (result i32)
+    (i32.store (i32.const 48) (local.get 0)) (i32.store (i32.const 52) (local.get 1))
+    (call $write (i32.const 1) (i32.const 48) (i32.const 1) (local.get 0)))
   (func (export "read") (result i32)
     (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 32))) (i32.load8_u (i32.const 64)))
   (func (export "counts") (result i32)
@@ -84,6 +87,14 @@ def test_chains_stay_attached_and_can_be_changed(shared_runtime: Runtime, alloca
         shared_runtime.create_shared_heap(1 << 20) as other,
     ):
         shared_runtime.chain_shared_heaps(head, body)
+        with (
+            shared_runtime.pool(allocating, size=2, fresh=True, shared_heap=head) as pool,
+            head.calloc(64) as low,
+            body.calloc(64) as high,
+        ):
+            high.view[:4] = (99).to_bytes(4, "little")
+            pool.submit("copy", low, high).result()
+            assert list(pool.map("load", [low, high] * 10)) == [99] * 20
         with shared_runtime.pool(allocating, size=1, fresh=True) as pool:
             instance = pool.instances[0]
             assert pool.submit("load", 8).result() == 0
@@ -188,5 +199,10 @@ def test_wasi_is_as_new_for_each_call_and_output_goes_on(shared_runtime: Runtime
         assert files() < before + 10  # it may be making an instance
         assert list(pool.map("write", [1] * 30)) == [0] * 30
         assert [pool.submit("write", 2).result() for _ in range(3)] == [0] * 3
-    assert (tmp_path / "out").read_text() == "text\n" * 30
+        with heap.calloc(8) as block:  # read from the heap, and the number of bytes is written there
+            for _ in range(5):
+                block.view[:] = b"a block\n"
+                assert pool.submit("write_from", block, 8).result() == 0
+                assert int.from_bytes(block.view[:4], "little") == 8
+    assert (tmp_path / "out").read_text() == "text\n" * 30 + "a block\n" * 5
     assert (tmp_path / "err").read_text() == "text\n" * 3

@@ -91,7 +91,9 @@ def test_a_broadcast_to_an_instance_that_dies_is_an_error(shared_runtime: Runtim
         own = [pool.submit_to_all("count")[0] for _ in range(3)]
         os.kill(pool.instances[0].pid, signal.SIGKILL)
         for future in [spinning, *own]:
-            assert isinstance(future.exception(PATIENCE), errors.WorkerLostError)
+            lost = future.exception(PATIENCE)
+            assert isinstance(lost, errors.WorkerLostError)
+            assert lost.signal == signal.SIGKILL
         assert pool.submit("count").result(PATIENCE) == 1
 
 
@@ -129,6 +131,23 @@ def test_lots_do_not_exceed_what_an_instance_may_run(shared_runtime: Runtime, ec
     with shared_runtime.pool(echo_module, size=2, recycle_after=40) as pool:
         assert list(pool.map("i32", range(200))) == list(range(200))
         assert pool.statistics().started >= 5
+
+
+@pytest.mark.parametrize(("on_trap", "setting"), [("keep", 99), ("replace", 5)])
+def test_an_instance_whose_call_was_cancelled_as_it_ran_is_kept_or_replaced(
+    shared_runtime: Runtime, setting_module: Module, on_trap, setting
+) -> None:
+    async def leave(pool) -> None:
+        spinning = asyncio.ensure_future(pool.call_async("spin"))
+        while not pool._dispatcher.busy:  # noqa: ASYNC110  the other thread has nobody to tell
+            await asyncio.sleep(0)
+        spinning.cancel()
+        await asyncio.wait([spinning])
+
+    with shared_runtime.pool(setting_module, size=1, on_trap=on_trap, init=("set", 5)) as pool:
+        pool.broadcast("set", 99)
+        asyncio.run(leave(pool))
+        assert pool.submit("get").result(PATIENCE) == setting
 
 
 @pytest.mark.parametrize(("on_trap", "setting"), [("keep", 99), ("replace", 5)])

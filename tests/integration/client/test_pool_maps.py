@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shmwasm import Block, InstancePool, Module, Runtime, SharedHeap, errors
+from shmwasm.core import layout
 
 MIXED = """(module
   (func (export "mix") (param i32 i64 f32 f64) (result f64 f32 i64 i32)
@@ -303,6 +304,26 @@ def test_a_worker_that_dies_in_a_lot_loses_one_call(shared_runtime: Runtime) -> 
         del collected[2500]
         assert collected == [number for number in range(4000) if number != 2500]
         assert pool.statistics().losses == 1
+
+
+def test_a_worker_that_dies_after_the_last_call_of_a_lot_loses_none(shared_runtime: Runtime) -> None:
+    with shared_runtime.load(MIXED) as module, shared_runtime.pool(module, size=1) as pool:
+        results = pool.map("wait_for", [1, 1, 0], [5, 6, 7], return_exceptions=True)
+        (member,) = pool._dispatcher._members.values()
+        while not is_at(member, 2):
+            pass  # the test's own time limit ends it
+        ring = member.instance.path._ring
+        running = ring.running()
+        # As if the worker, too, had come to the end of the lot, and not yet said so.
+        words = ring._core.view(ring._core.call("ring_running", ring.address), layout.RING_SLOT_HEADER).cast("I")
+        words[7] = running.calls
+        assert ring.running().progress == running.calls
+        os.kill(member.instance.pid, signal.SIGKILL)
+        first, second, third = results
+        assert (first, second, type(third)) == (5, 6, int)
+        assert pool.statistics().calls == 3
+        assert pool.statistics().losses == 0
+        words.release()
 
 
 def test_blocks_go_as_their_addresses(shared_runtime: Runtime, echo_module: Module, heap: SharedHeap) -> None:
