@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import pytest
 
 CALLS = Path(__file__).with_name("calls.wat")
 ROUNDS = 240
 
 
-@pytest.mark.skipif(
-    "SHMWASM_STRESS" not in os.environ,
-    reason="some runs hang, and why is not known yet: soaks run it (SHMWASM_STRESS=1)",
-)
 def test_ctrl_c_at_any_moment_of_any_call_leaves_a_pool_and_an_instance_that_go_on(program, rng, times):
     interrupted = program("interrupted.py", CALLS, times(ROUNDS), rng.randrange(1 << 31))
     report = interrupted.hear(times(120))

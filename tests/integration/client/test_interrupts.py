@@ -14,7 +14,7 @@ from shmwasm.client.pools import InstancePool
 from shmwasm.core import layout
 
 PATIENCE = 30.0
-STEPS = 60
+STEPS = 40
 """At how many steps, chosen at random, each kind of work is interrupted."""
 
 pytestmark = [
@@ -48,11 +48,18 @@ class Bench:
         self.instance.close()
 
 
+@pytest.fixture(scope="module")
+def bench(echo_text: str) -> Iterator[Bench]:
+    with Runtime() as runtime:
+        one = Bench(runtime, echo_text)
+        yield one
+        one.check_that_nothing_is_lost()
+
+
 @pytest.fixture
-def bench(runtime: Runtime, echo_text: str) -> Iterator[Bench]:
-    one = Bench(runtime, echo_text)
-    yield one
-    one.check_that_nothing_is_lost()
+def own_bench(runtime: Runtime, echo_text: str) -> Bench:
+    """One for what may leave an instance that nobody was given: it ends with the runtime."""
+    return Bench(runtime, echo_text)
 
 
 def call(bench: Bench) -> None:
@@ -146,10 +153,7 @@ WORKS = [
     take_as_completed,
     read_memory,
     allocate,
-    create_a_heap,
     attach,
-    spawn,
-    make_a_pool,
 ]
 
 
@@ -157,3 +161,29 @@ WORKS = [
 def test_everything_goes_on_whichever_step_ctrl_c_ended(bench: Bench, steps, work: Callable[[Bench], None]) -> None:
     for _ in steps.chosen(lambda: work(bench), STEPS):
         bench.check()
+
+
+@pytest.mark.parametrize("work", [create_a_heap, spawn, make_a_pool])
+def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, steps, work: Callable[[Bench], None]) -> None:
+    for _ in steps.chosen(lambda: work(own_bench), STEPS):
+        own_bench.check()
+    own_bench.check_that_nothing_is_lost()
+
+
+def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, steps) -> None:
+    instance = bench.runtime.spawn(bench.module)
+    for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=PATIENCE), 1 << 30):
+        pass
+    instance.close()
+    assert not instance.alive
+
+
+def test_a_pool_can_be_shut_down_again_whichever_step_ctrl_c_ended(own_bench: Bench, steps) -> None:
+    def shut_down() -> None:
+        with own_bench.runtime.pool(own_bench.module, size=2) as pool:
+            pools.append(pool)
+
+    pools: list[InstancePool] = []
+    for _ in steps.chosen(shut_down, STEPS):
+        pools[-1].shutdown()
+        assert not any(instance.alive for instance in pools[-1].instances)

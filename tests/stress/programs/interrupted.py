@@ -83,11 +83,6 @@ class Program:
                 work()
         except KeyboardInterrupt:
             self.interrupted += 1
-        except RuntimeError as error:
-            # Python's own: `Condition.wait` may be interrupted while it takes its lock back, and is left without it.
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            self.interrupted += 1
         finally:
             self.armed = False
 
