@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import operator
-import threading
 import weakref
+from _thread import RLock  # the launcher does without `threading` (see there)
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
@@ -143,7 +143,7 @@ class Core:
 
     def __init__(self, store: wasmtime.Store, module: wasmtime.Module, *, owner: int, hooks: CoreHooks) -> None:
         self.hooks = hooks
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self._store = store
         self.requests: dict[int, list[int]] = {}
         """Call requests that no ring uses at present, by how many cells they have; see `rings`."""
@@ -230,7 +230,7 @@ class Core:
     def disown(self, reason: str = "was inherited by a forked child, which may not use it") -> None:
         """Make every use of this core and its heaps raise `ClosedError`; for a forked child, whose parent still uses them."""
         self._closed = reason
-        self.lock = threading.RLock()  # another thread may have held it at the fork
+        self.lock = RLock()  # another thread may have held it at the fork
         for slot in self._slots.values():
             slot.disown(reason)
 

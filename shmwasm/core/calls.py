@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
+from _thread import RLock  # the launcher does without `threading` (see there)
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import wasmtime
@@ -65,7 +65,7 @@ def new_cells(count: int) -> Cells:
 class CoreFunction:
     """One exported function of the core: 32-bit numbers in, one 32-bit number out, unsigned. Safe to call from any thread."""
 
-    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: threading.RLock) -> None:
+    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: RLock) -> None:
         self._lock = lock
         self._trap = ctypes.c_void_p()
         self._cell_count = max(1, len(function.type(store).params))
@@ -108,7 +108,7 @@ def _error_of(trap: wasmtime.Trap) -> Exception:
     return HeapCorruptError("(unknown)", f"its metadata would have led the allocator astray: {trap.message}", 0)
 
 
-def one_at_a_time(function: Callable[P, R], lock: threading.RLock) -> Callable[P, R]:
+def one_at_a_time(function: Callable[P, R], lock: RLock) -> Callable[P, R]:
     """Return `function` behind `lock` on a free-threaded interpreter, and `function` itself where the GIL is the lock."""
     if GIL:
         return function

@@ -15,7 +15,7 @@ from shmwasm.core import layout
 from shmwasm.core.calls import WORDS_PER_CELL, Cells, CoreFunction, invoke, new_cells, one_at_a_time
 
 if TYPE_CHECKING:
-    import threading
+    from _thread import RLock
     from collections.abc import Callable
 
 SMALL: Final = layout.MAXIMUM_SMALL
@@ -49,9 +49,7 @@ class SlotCells:
             words[WORDS_PER_CELL] = NO_SLOT
 
 
-def malloc_function(
-    core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], int]
-) -> Callable[..., int]:
+def malloc_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Callable[[int, int], int]) -> Callable[..., int]:
     """Return `malloc(size, alignment=16)` for a heap slot, given the core's function for addresses or that for places.
 
     It returns where a small block is that the core has at hand, and leaves everything else to `slowly`.
@@ -90,9 +88,7 @@ def malloc_function(
     return one_at_a_time(malloc, lock)
 
 
-def free_function(
-    core: CoreFunction, slot: SlotCells, lock: threading.RLock, slowly: Callable[[int, int], None]
-) -> Callable[[int], None]:
+def free_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Callable[[int, int], None]) -> Callable[[int], None]:
     """Return `free(address)`, or `free(place)`, for a heap slot.
 
     It leaves whatever the core does not just answer with success to `slowly`.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import platform
 import re
 from pathlib import Path
@@ -83,7 +82,7 @@ def new_engine(*, parallel_compilation: bool) -> wasmtime.Engine:
 def fingerprint() -> str:
     """Return a digest of all that decides whether code compiled elsewhere can run here: versions, processor, settings."""
     facts = [
-        importlib.metadata.version("wasmtime"),
+        _version("wasmtime"),
         _own_version(),
         platform.system(),
         platform.machine(),
@@ -106,6 +105,13 @@ def _processor_features() -> str:
 
 def _own_version() -> str:
     try:
-        return importlib.metadata.version("shmwasm")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return _version("shmwasm")
+    except ImportError:  # run from a checkout
         return "checkout"
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed package; raises `ImportError` if it is none."""
+    from importlib import metadata  # noqa: PLC0415  it brings modules that the launcher does without (see there)
+
+    return metadata.version(package)

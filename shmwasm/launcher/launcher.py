@@ -9,7 +9,9 @@ for the engine's self-test, and on one thread, as a child forked after a paralle
 a guest.
 
 What is forked is shared until it is written, and CPython's garbage collector writes to every object that it looks at. Everything
-that exists is therefore moved out of its sight (`gc.freeze`) before the first fork, and the launcher itself collects no more.
+that exists is therefore moved out of its sight (`gc.freeze`) before the first fork, and the launcher itself collects no more. For
+the same reason it imports neither `threading` nor `random`, nor what imports them: each has a function called in every forked
+child, and that costs a worker 300 KiB. (A host function may import them: that is the worker's own affair.)
 
 A worker's death is what the kernel says: its pidfd becomes readable. When the coordinator is gone, every worker is killed; should
 the launcher itself be killed, the kernel kills them (PR_SET_PDEATHSIG).

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import wasmtime
 
 from shmwasm.addresses import SLAB_SIZE, WINDOW_END
 from shmwasm.core import Core, HeapAuthority, layout, metadata_size
 from shmwasm.core.dispatching import cells_of, dispatcher_text
 from shmwasm.core.rings import ClientRing
-from shmwasm.engine.compiling import compile_companion, compile_module
 from shmwasm.engine.guests import Nest, new_store
-from shmwasm.engine.modules import FunctionType, describe, deserialize
+from shmwasm.engine.modules import FunctionType, describe
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
@@ -31,9 +32,6 @@ from shmwasm.worker.attachment import Attachment
 from shmwasm.worker.instance import Ground, Instance
 from shmwasm.worker.links import ControlLink
 from shmwasm.worker.service import Service
-
-if TYPE_CHECKING:
-    import wasmtime
 
 ROUNDS: Final = 10
 """The interpreter specializes a function after it was called eight times; more bring little."""
@@ -59,10 +57,9 @@ def rehearse(engine: wasmtime.Engine, core: wasmtime.Module) -> list[object]:
         ShmwasmError: Something is missing here that the workers will miss, too.
     """
     kept: list[object] = []
-    with ExitStack() as stack, compile_module(_GUEST, engine=engine, own=True) as compiled:
-        code = deserialize(engine, compiled.descriptor)
-        with compile_companion(compiled, _NAME, lambda: dispatcher_text(compiled.functions), engine=engine) as companion:
-            dispatcher = deserialize(engine, companion.descriptor)
+    with ExitStack() as stack:
+        code = wasmtime.Module(engine, _GUEST)
+        dispatcher = wasmtime.Module(engine, dispatcher_text(_FUNCTIONS))
         segment = stack.enter_context(Segment.create(SLAB_SIZE, name_for_errors=_NAME))
         metadata = stack.enter_context(Segment.create(metadata_size(1), name_for_errors=_NAME))
         idle = Attachment(new_store(engine), core)

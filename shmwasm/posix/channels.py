@@ -22,6 +22,7 @@ Locking: sends are serialized by one lock, receives by another, so a thread may 
 
 from __future__ import annotations
 
+import _thread
 import array
 import contextlib
 import errno
@@ -30,7 +31,6 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -99,8 +99,8 @@ class Channel:
             raise ArgumentError(f"{connection!r} is no AF_UNIX SOCK_SEQPACKET socket")
         connection.setblocking(True)  # whether a call waits is said by each call
         self._socket = connection
-        self._sending = threading.Lock()
-        self._receiving = threading.Lock()
+        self._sending = _thread.allocate_lock()  # `threading` is what the launcher does without (see there)
+        self._receiving = _thread.allocate_lock()
 
     @classmethod
     def from_descriptor(cls, descriptor: int) -> Channel:

@@ -20,9 +20,7 @@ import errno
 import fcntl
 import os
 import resource
-import secrets
 import stat
-from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeAlias, runtime_checkable
 
 import posix_ipc
@@ -33,6 +31,7 @@ from shmwasm.posix.mappings import map_anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.shared_memory import SharedMemory
     from types import TracebackType
 
 SHARED_MEMORY_DIRECTORY: Final = "/dev/shm"  # noqa: S108  the kernel's place for it; names in it are random and exclusive
@@ -54,7 +53,7 @@ class HasDescriptor(Protocol):
         ...
 
 
-Source: TypeAlias = SharedMemory | int | str | os.PathLike[str] | HasDescriptor
+Source: TypeAlias = "SharedMemory | int | str | os.PathLike[str] | HasDescriptor"
 """What a preallocated heap can be made of; a `posix_ipc.SharedMemory` has a descriptor."""
 
 
@@ -204,7 +203,7 @@ def _create_nameless() -> int:
 
 def _create_and_unlink() -> int:
     """Return a descriptor of a new, empty piece of shared memory whose name is gone again."""
-    name = NAME_PREFIX + secrets.token_hex(16)
+    name = NAME_PREFIX + os.urandom(16).hex()
     try:
         try:
             descriptor: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
@@ -224,6 +223,8 @@ def _cannot_create(failure: Exception) -> UnsupportedError:
 
 def _descriptor_of(source: Source, *, read_only: bool) -> int:
     """Return a new descriptor of what `source` stands for."""
+    from multiprocessing.shared_memory import SharedMemory  # noqa: PLC0415  the launcher does without (see there)
+
     try:
         match source:
             case bool():

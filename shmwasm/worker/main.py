@@ -1,7 +1,7 @@
 """What a forked worker does, from its first instruction to its exit.
 
-All that it needs was imported before the fork: an import afterwards would cost time, and private memory in each worker. `random`
-seeds itself anew in a forked child.
+All that it needs was imported before the fork: an import afterwards would cost time, and private memory in each worker. But for
+`random`, which a host function may import: so it is seeded in each worker by itself.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
-import queue
 import select
+from _queue import SimpleQueue  # the launcher does without `queue`, which imports `threading` (see there)
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,7 +61,7 @@ class Watcher:
         self._word = ctypes.c_uint32(0)
         self._address = NativeAddress(ctypes.addressof(self._word))
         self._met = 0
-        self._made: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._made: SimpleQueue[None] = SimpleQueue()
         self._poll: select.epoll | None = None
 
     @property

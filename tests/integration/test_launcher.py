@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,21 @@ GUEST = """(module (func (export "number") (result i32) (i32.const 7))
   (func (export "spin") (loop $again (br $again))))"""
 
 PATIENCE = 30.0
+
+STARTING = """
+import os, sys
+registered = []
+os.register_at_fork = lambda **_functions: registered.append(sys._getframe(1).f_globals["__name__"])
+import wasmtime
+from shmwasm.core import CORE_MODULE
+from shmwasm.launcher import __main__ as launcher
+engine = launcher.new_engine(parallel_compilation=False)
+launcher.check_mapping(engine)
+kept = launcher.rehearse(engine, wasmtime.Module.from_file(engine, str(CORE_MODULE)))
+print(registered, flush=True)
+os._exit(0)
+"""
+"""What a launcher does before its first fork."""
 
 
 def test_a_killed_worker_is_reported_with_its_signal(launcher):
@@ -119,3 +136,10 @@ def test_the_launcher_holds_no_descriptor_of_a_worker_that_is_gone(launcher):
 def test_the_launcher_has_one_thread(launcher):
     launcher.fork(GUEST)
     assert len(list(Path(f"/proc/{launcher.process.pid}/task").iterdir())) == 1
+
+
+def test_nothing_that_the_launcher_imports_acts_in_each_worker():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    command = [sys.executable, "-c", STARTING]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
