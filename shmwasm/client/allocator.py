@@ -7,7 +7,6 @@ The coordinator's answer to a refused lease says why; it is kept for each heap, 
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -22,6 +21,7 @@ from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import Source, deserialize
+from shmwasm.posix.conditions import Lock
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ClientAllocator:
     def __init__(self, peer: int, connection: Connection) -> None:
         self._peer = peer
         self._connection = connection
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._engine: wasmtime.Engine | None = None
         self._cache = Cache.default()
         self._core: Core | None = None

@@ -171,7 +171,11 @@ class RingCallPath:
             answer = self._ring.submit(request)
             return self._settle(target, request, answer, clock)
         except BaseException:
-            self._ring.withdraw(request)
+            try:
+                self._ring.withdraw(request)
+            except BaseException:
+                self._ring.withdraw(request)  # see `hot_function`
+                raise
             raise
         finally:
             self._ring.give(request)

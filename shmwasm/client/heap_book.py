@@ -10,7 +10,6 @@ that is opened twice at once is one object.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress
 from shmwasm.client import checks
 from shmwasm.client.connection import Connection, close_descriptors
 from shmwasm.client.heaps import OnDeath, SharedHeap
+from shmwasm.posix.conditions import Lock
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment, Source
 from shmwasm.posix.signals import interrupts_put_off
@@ -44,8 +44,8 @@ class HeapBook:
         self._address = address
         self._connection = connection
         self._allocator = allocator
-        self._lock = threading.Lock()
-        self._opening = threading.Lock()
+        self._lock = Lock()
+        self._opening = Lock()
         self._heaps: dict[int, SharedHeap] = {}
         self._chains: dict[int, list[int]] = {}
         self._starts: dict[int, AppAddress] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import operator
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NoReturn, Self, cast
 
@@ -20,6 +19,7 @@ from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
 from shmwasm.core.layout import FIRST_PLACE
+from shmwasm.posix.conditions import Lock
 from shmwasm.posix.mappings import Mapping
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
@@ -74,7 +74,7 @@ class SharedHeap:
         self.closed = False
         """Whether this process has given up its hold on the heap; read for every call that a block of it is passed to."""
         self._mapping: Mapping | None = mapping
-        self._releasing = threading.Lock()
+        self._releasing = Lock()
         self._view: memoryview | None = mapping.view[: description.size]
         self._native: NativeAddress = mapping.address
         self._slot = slot

@@ -27,6 +27,7 @@ from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
+from shmwasm.posix.conditions import Lock
 from shmwasm.posix.listening import connect as connect_to
 from shmwasm.posix.processes import check_platform
 from shmwasm.posix.segments import Source
@@ -41,7 +42,7 @@ ENDING_PATIENCE = 1.0
 block, is its client; then it is reaped later."""
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-_runtimes_lock = threading.Lock()
+_runtimes_lock = Lock()
 
 
 class Runtime:
@@ -69,7 +70,7 @@ class Runtime:
         else:
             channel = connect_to(connect)
         self._closed: str | None = None
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._instances: dict[int, Instance] = {}
         self._pools: set[InstancePool] = set()
         self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
@@ -412,7 +413,7 @@ class Runtime:
         if self._closed is not None:
             return  # it holds nothing any more, and its descriptors' numbers may be others' by now
         self._closed = f"belongs to process {os.getppid()}, and cannot be used in a forked child"
-        self._lock = threading.RLock()  # another thread may have held it
+        self._lock = Lock()  # another thread may have held it
         self._allocator.abandon(self._closed)
         self._connection.abandon()
         for instance in self._instances.values():

@@ -18,9 +18,9 @@ itself.
 from __future__ import annotations
 
 import os
-import threading
 from typing import Final, Protocol
 
+from shmwasm.posix.conditions import Lock
 from shmwasm.posix.processors import usable_processors
 
 WORKER_LOOKS: Final = 50_000
@@ -56,7 +56,7 @@ class Pollers:
 
     def reset(self) -> None:
         """Start anew, in a forked child, which has none of its parent's workers."""
-        self._lock = threading.Lock()  # another thread may have held it
+        self._lock = Lock()  # another thread may have held it
         self._awake: set[Pollable] = set()
         self._polling: set[Pollable] = set()
 

@@ -232,8 +232,12 @@ def make({given}):
             answer, {results} = unpack(request.memory)
             result = finish(request, answer) if answer else {result}
         except BaseException:
-            # Also a signal's handler may raise, after the call was submitted.
-            withdraw(request)
+            # Also a signal's handler may raise, after the call was submitted; and again before this is begun.
+            try:
+                withdraw(request)
+            except BaseException:
+                withdraw(request)
+                raise
             give(request)
             raise
         give(request)
