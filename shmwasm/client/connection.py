@@ -361,6 +361,7 @@ class Connection:
             self._receiver.remove(self)
             self._lose(errors.CoordinatorLostError("the connection to the coordinator is closed"))
             self._channel.close()
+            self._handle_event = _nothing  # who handled it refers to this: neither need wait for the garbage collector
 
     def abandon(self) -> None:
         """Close the channel in a forked child; nothing is sent."""
@@ -410,6 +411,10 @@ class Connection:
         for future in pending:
             future.set_exception(lost)
         self._handle_event(messages.Failed(request=0, code=type(error).__name__, facts={"reason": error.reason}))
+
+
+def _nothing(_message: messages.CoordinatorToClient) -> None:
+    """Handle an event that came after the end."""
 
 
 def error_of(code: str, facts: dict[str, Any]) -> errors.ShmwasmError:

@@ -185,6 +185,7 @@ class HeapBook:
         """Drop what this process holds of all heaps; the coordinator is told nothing."""
         for heap in list(self._heaps.values()):
             heap.release()
+        self._heaps.clear()
 
     def abandon(self) -> None:
         """Take all heaps away from a forked child."""

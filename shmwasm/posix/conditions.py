@@ -13,13 +13,14 @@ one step of a lock that nobody else takes. What is done with a lock held is ther
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from _thread import LockType, allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING
 
-from shmwasm.posix.signals import handle_interrupts, interrupts_let_through, put_off_interrupts
+from shmwasm.posix.signals import handle_interrupts, interrupts_let_through, know_main_thread, put_off_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +123,14 @@ class Event:
             return self._happened or _wait(waiter, timeout) or self._happened
         finally:
             _take_out(self._waiters, waiter)
+
+
+def _know_main_thread() -> None:
+    know_main_thread(threading.main_thread().ident)
+
+
+_know_main_thread()
+os.register_at_fork(after_in_child=_know_main_thread)
 
 
 def _new_waiter() -> LockType:

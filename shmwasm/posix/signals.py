@@ -12,11 +12,9 @@ What is called here may be called in any thread: in all but the main one, where 
 
 from __future__ import annotations
 
-import math
-import os
 import signal
-import threading
-from _thread import get_ident
+import sys
+from _thread import get_ident  # the launcher, which imports this too, does without `threading`
 from typing import TYPE_CHECKING, Final
 
 # `signal` makes members of enumerations of what these take and return, for several microseconds.
@@ -43,11 +41,15 @@ class _Interrupts:
         self._arrived: tuple[int, FrameType | None] | None = None
         self._usual: Callable[[int, FrameType | None], object] = signal.default_int_handler
         self._note = self._take_note  # the same object each time
-        self.find_main_thread()
+        self._main: int | None = None
 
-    def find_main_thread(self) -> None:
-        """See who the main thread is; in a forked child it is the one that forked."""
-        self._main = threading.main_thread().ident
+    def know_main_thread(self, identity: int | None) -> None:
+        """Take note which thread it is. In a forked child it may be another, which puts nothing off yet."""
+        if identity != self._main:
+            self._main = identity
+            self.depth = 0
+            if getsignal(_SIGINT) is self._note:
+                set_handler(_SIGINT, self._usual)
 
     def put_off(self) -> None:
         """Note SIGINT instead of handling it, from now on."""
@@ -77,7 +79,7 @@ class _Interrupts:
         if arrived is not None:
             usual(*arrived)
 
-    def let_through(self, most: float) -> int:
+    def let_through(self, most: int) -> int:
         """Handle it if it is put off for at most `most` reasons; return for how many. If that raises, it is put off as before."""
         if get_ident() != self._main or not 0 < self.depth <= most:
             return 0
@@ -112,7 +114,8 @@ put_off_interrupts: Final = _interrupts.put_off
 handle_interrupts: Final = _interrupts.handle
 """Run SIGINT's handler again, at once if it was to be run meanwhile."""
 
-os.register_at_fork(after_in_child=_interrupts.find_main_thread)
+know_main_thread: Final = _interrupts.know_main_thread
+"""Say which thread is the main one. Until then nothing is put off."""
 
 
 class _PutOff:
@@ -128,7 +131,7 @@ class _PutOff:
 class _LetThrough:
     __slots__ = ("_depth", "_most")
 
-    def __init__(self, most: float) -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
         self._depth = 0
 
@@ -150,7 +153,7 @@ def interrupts_put_off() -> _PutOff:
     return _PUT_OFF
 
 
-def interrupts_let_through(*, most: float = math.inf) -> _LetThrough:
+def interrupts_let_through(*, most: int = sys.maxsize) -> _LetThrough:
     """Return a block for what takes long, where interrupts are put off: there the handler runs, and may raise.
 
     Args:

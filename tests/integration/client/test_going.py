@@ -6,6 +6,7 @@ import gc
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_heap_goes_when_it_is_closed(shared_runtime: Runtime) -> None:
     heap.close()
     del heap
     wait_until_gone(gone)
+
+
+def test_runtime_goes_with_all_its_descriptors_when_it_is_closed(echo_text: str) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Runtime() as runtime:
+        heap = runtime.create_shared_heap(1 << 20)
+        heap.malloc(16)
+        with runtime.spawn(runtime.load(echo_text), shared_heap=heap) as instance:
+            instance.call("nothing")
+    gone = weakref.ref(runtime)
+    del runtime, heap, instance
+    wait_until_gone(gone)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_export_that_was_kept_outlives_its_instance(shared_runtime: Runtime, echo_module: Module) -> None:

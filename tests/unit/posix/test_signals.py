@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 
+from shmwasm.posix import conditions  # noqa: F401  which says who the main thread is
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 
 
