@@ -447,13 +447,15 @@ class Dispatcher:
     def _started(self, spawned: Future[Instance]) -> None:
         self._starting -= 1
         error = spawned.exception()
-        # After a failure nothing is started until somebody submits again: a module that cannot start must not spin.
-        self._start_failure = error
         if error is None:
             self._adopt(spawned.result())
             self._let_go_of_worn()
         else:
             self._growth.failed(time.monotonic())
+        # After a failure nothing is started until somebody submits again: a module that cannot start must not spin. But a worker
+        # that was killed as it started says nothing of the next.
+        tries_again = isinstance(error, errors.WorkerLostError) and self._growth.is_patient
+        self._start_failure = None if tries_again else error
 
     def _adopt(self, instance: Instance) -> None:
         member = Member(instance, Line(instance, lambda flight, landing: self._tell(self._landed, member, flight, landing)))

@@ -142,10 +142,15 @@ class Growth:
     not_before: float = 0.0
     fresh_since: float = 0.0
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether so few instances have failed in a row that the next one is made at once."""
+        return self.failures <= PATIENT_WITH
+
     def failed(self, now: float) -> None:
         """Take note that an instance died before it had ended a call, or was not made."""
         self.failures += 1
-        if self.failures > PATIENT_WITH:
+        if not self.is_patient:
             self.not_before = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - PATIENT_WITH - 1, 30))
 
     def succeeded(self) -> None:

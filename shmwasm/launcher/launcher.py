@@ -32,7 +32,7 @@ from shmwasm.launcher.modules import ModuleCache, ReadyModule
 from shmwasm.posix.processes import open_pidfd, reap, send_signal, wait_gone
 from shmwasm.protocol import codec, messages
 from shmwasm.worker.instance import Ground
-from shmwasm.worker.links import leave
+from shmwasm.worker.leaving import leave
 from shmwasm.worker.main import run_worker
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, Work
 from shmwasm.posix import bells
 from shmwasm.protocol import messages
 from shmwasm.worker.calls import INITIALIZE, RingCalls, error_of
+from shmwasm.worker.leaving import leave
 from shmwasm.worker.limits import TimeLimit
-from shmwasm.worker.links import leave
 
 if TYPE_CHECKING:
     from shmwasm.engine.guests import Guest

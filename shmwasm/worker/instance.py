@@ -21,7 +21,8 @@ from shmwasm.protocol import messages
 from shmwasm.worker.calls import INITIALIZE, DispatchedCalls, RingCalls, error_of
 from shmwasm.worker.fresh import FreshCalls
 from shmwasm.worker.hosting import HostFunctions
-from shmwasm.worker.links import ClientLink, leave
+from shmwasm.worker.leaving import leave
+from shmwasm.worker.links import ClientLink
 from shmwasm.worker.waiting import Waiting
 
 if TYPE_CHECKING:

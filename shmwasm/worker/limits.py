@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from shmwasm.posix.timers import Timer
-from shmwasm.worker.links import leave
+from shmwasm.worker.leaving import leave
 
 GRACE: Final = 5.0
 """Seconds that a guest has to end once it was interrupted, before the process ends: one in a host function does not notice."""

@@ -12,14 +12,14 @@ A channel at its end means that nobody wants this worker any more: it exits, fro
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
 from shmwasm.errors import ClosedError, ProtocolError, from_wire
 from shmwasm.protocol import codec, messages
+from shmwasm.worker.leaving import give_up, leave
 
 if TYPE_CHECKING:
     from shmwasm.posix.channels import Channel
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 
 Number = int | float
 M = TypeVar("M")
-
-
-def leave(code: int = 0) -> NoReturn:
-    """End this process at once, after writing out what host functions printed."""
-    with suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def give_up(violation: ProtocolError) -> NoReturn:
-    """End this process because nobody can understand what it was told."""
-    sys.stderr.write(f"shmwasm worker: {violation}\n")
-    leave(os.EX_PROTOCOL)
 
 
 class ControlLink:
@@ -192,4 +178,4 @@ def _next(channel: Channel, decoder: codec.Decoder[M]) -> tuple[M, list[int]]:
             return decoder.decode(packet[0]), packet[1]
     except ProtocolError as error:
         give_up(error)
-    leave()
+    return leave()

@@ -17,7 +17,8 @@ from shmwasm.posix.channels import Channel
 from shmwasm.posix.processes import set_parent_death_signal
 from shmwasm.protocol import messages
 from shmwasm.worker.instance import Instance
-from shmwasm.worker.links import ControlLink, leave
+from shmwasm.worker.leaving import leave
+from shmwasm.worker.links import ControlLink
 from shmwasm.worker.service import serve
 
 if TYPE_CHECKING:

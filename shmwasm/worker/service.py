@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shmwasm.core import layout
 from shmwasm.errors import ProtocolError, ShmwasmError, to_wire
 from shmwasm.protocol import messages
-from shmwasm.worker.links import give_up, leave
+from shmwasm.worker.leaving import give_up, leave
 
 if TYPE_CHECKING:
     from shmwasm.worker.calls import RingCalls

@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import ProtocolError
 from shmwasm.posix import futexes
-from shmwasm.worker.links import give_up, leave
+from shmwasm.worker.leaving import give_up, leave
 
 
 class InterruptedWaitError(Exception):

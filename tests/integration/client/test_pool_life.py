@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
-from shmwasm import InstancePool, Module, Runtime, errors
+from shmwasm import InstancePool, Module, Runtime, SharedHeap, errors
 
 PATIENCE = 30.0
 
@@ -117,6 +117,29 @@ def test_an_empty_pool_makes_instances_when_they_are_needed(shared_runtime: Runt
         assert list(pool.map("add", range(100), range(100))) == [2 * number for number in range(100)]
         eventually(lambda: pool.instances == [])
         assert pool.submit("add", 1, 2).result(PATIENCE) == 3
+
+
+def test_a_worker_that_is_killed_as_it_starts_takes_no_calls_with_it(shared_runtime: Runtime, heap: SharedHeap) -> None:
+    text = """(module
+      (memory (export "memory") 1)
+      (func (export "prepare") (param i32) (loop $again (br_if $again (i32.eqz (i32.atomic.load (local.get 0))))))
+      (func (export "same") (param i32) (result i32) (local.get 0)))"""
+    gate = heap.calloc(1, 4)
+    with (
+        shared_runtime.load(text) as module,
+        shared_runtime.pool(module, min_size=0, max_size=1, shared_heap=heap, init=("prepare", gate)) as pool,
+    ):
+        waiting = [pool.submit("same", number) for number in range(5)]
+
+        def starting() -> list[int]:
+            return [worker["pid"] for worker in shared_runtime.status()["workers"] if worker["pid"]]  # 0 before it was forked
+
+        eventually(starting)
+        (pid,) = starting()
+        os.kill(pid, signal.SIGKILL)
+        gate.view[0] = 1
+        assert [future.result(PATIENCE) for future in waiting] == list(range(5))
+    gate.free()
 
 
 def test_instances_are_replaced_after_their_calls(shared_runtime: Runtime, setting_module: Module) -> None:

@@ -265,7 +265,7 @@ def run(guest, load, seconds, rng, runtime):
         judge = Judge(tally, kind, desk, fuel)
         storm = PoolStorm(runtime, modules[kind.metered], kind, judge, desk, rng, exact=exact)
         storm.begin()
-        storm.go_on_until(time.monotonic() + seconds / 3, (*SEEN, *kind.seen))
+        storm.go_on_until(time.monotonic() + seconds / 3, () if exact else (*SEEN, *kind.seen))
         if merciless:
             judge.closing = True
             closes_all = rng.random() < 0.5
