@@ -233,7 +233,8 @@ class HeapBook:
     def _forget(self, heap: SharedHeap) -> None:
         """Drop a heap that was closed, and how its chain lies if that was the chain's last heap here."""
         with self._opening, self._lock:
-            del self._heaps[heap.number]
+            if self._heaps.pop(heap.number, None) is None:
+                return  # another thread closes the runtime, which forgets all
             head, chain = next((head, chain) for head, chain in self._chains.items() if heap.number in chain)
             if not any(number in self._heaps for number in chain):
                 del self._chains[head]
