@@ -75,10 +75,6 @@ class Tally:
         """Return whether an error says that a worker is gone which was sent SIGKILL."""
         return isinstance(error, WorkerLostError) and error.signal == signal.SIGKILL and error.pid in self.struck
 
-    def count_ends(self):
-        """Return how many asynchronous calls, and lots, have ended."""
-        return len(self._ends)
-
     def watch_calls(self):
         """Count how often each asynchronous call ends."""
         start, cancel = RingCallPath.start, RingCallPath.cancel

@@ -56,7 +56,9 @@ LOADS = {
 
 def random_load(rng):
     """Return a load that may have any of the options of the others."""
-    options = dict(rng.choice([{"size": rng.randrange(1, 4)}, LOADS["growing"].options, {"min_size": 1, "max_size": 3}]))
+    options = dict(
+        rng.choice([{"size": rng.randrange(1, 4)}, LOADS["growing"].options, {"min_size": 1, "max_size": 3, "idle_timeout": 0.2}])
+    )
     others = {
         "recycle_after": rng.choice([1, 2, 7, 100]),
         "on_trap": "replace",
@@ -118,11 +120,12 @@ class Judge:
         seen: How many calls ended how.
         unseen: How many there may have been whose end nobody saw.
         closing: Set before the pool is ended in the middle of its calls.
+        judged: How many calls were judged that are not of maps.
     """
 
     def __init__(self, tally, load, desk, fuel):
         self.tally, self.load, self.desk, self._fuel = tally, load, desk, fuel
-        self.seen, self.unseen, self.closing = collections.Counter(), 0, False
+        self.seen, self.unseen, self.closing, self.judged = collections.Counter(), 0, False, 0
         self._lock, self._places, self._lost = threading.Lock(), set(), collections.Counter()
 
     # ------------------------------------------------------------ what to call
@@ -192,6 +195,7 @@ class Judge:
             abandoned: Whether its task was cancelled, so that nobody knows how it ended.
         """
         runs = int(self.desk.runs[cell])
+        self.judged += 1
         if error is None:
             if operation.error is not None or not operation.is_right(result) or (runs == 0 if shared else runs != 1) or cancelled:
                 self.tally.problem(f"{operation} returned {result} after {runs} runs")

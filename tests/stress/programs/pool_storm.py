@@ -28,8 +28,8 @@ BATCH = 200
 """How many calls an actor makes at most before it looks around."""
 AHEAD = 24
 """How many futures an actor has under way at most."""
-ENDS_A_BLOW = 30
-"""How many calls and lots end at most between two blows at workers."""
+CALLS_A_BLOW = 30
+"""How many calls end at most between two blows at workers, those of maps not counted."""
 SEEN = ("returned", "WorkerLostError", "mapped")
 
 
@@ -80,7 +80,7 @@ class PoolStorm:
     # ------------------------------------------------------------ blows
 
     def strike(self, rng):
-        keep_striking(self.tally, self.peace, partial(self.choose, rng), self.tally.count_ends, ENDS_A_BLOW, rng)
+        keep_striking(self.tally, self.peace, partial(self.choose, rng), lambda: self.judge.judged, CALLS_A_BLOW, rng)
 
     def choose(self, rng):
         """Return a worker's process, and how to know it again. It may not be the pool's yet, unless all is to be seen."""
