@@ -61,7 +61,7 @@ class Member:
     stalled: bool = False
     """Whether something was taken back from behind what it runs: it is given nothing more until that has ended."""
     retiring: bool = False
-    """Whether it is let go as soon as it runs nothing."""
+    """Whether it is let go as soon as it runs nothing, however many calls it was given."""
     worn: bool = False
     """Whether it is let go as soon as there is another one in its place."""
 
@@ -163,7 +163,7 @@ class Dispatcher:
         def give() -> None:
             self._require_open()
             for member in self._members.values():
-                if not member.retiring and member.instance.alive:
+                if not self._leaves(member) and member.instance.alive:
                     jobs.append(make())
                     member.own.append(jobs[-1])
                     self._owing[member] = None
@@ -357,7 +357,7 @@ class Dispatcher:
         if member.flights:
             if member.instance.alive:
                 self._begin(member.flights[0], now)
-        elif member.retiring:
+        elif self._leaves(member):
             self._statistics.replaced += 1
             self._dismiss(member)
         elif member.instance in self._members:
@@ -463,6 +463,10 @@ class Dispatcher:
         self._statistics.started += 1
         instance.when_gone = lambda: self._tell(self._gone, member)
 
+    def _leaves(self, member: Member) -> bool:
+        """Return whether an instance is let go as soon as it runs nothing; not yet, if something is taken back from it."""
+        return member.retiring or (self._options.recycle_after is not None and member.taken >= self._options.recycle_after)
+
     # ------------------------------------------------------------ what follows; the lock is held
 
     def _arrange(self) -> None:
@@ -489,7 +493,12 @@ class Dispatcher:
         return next((member for member in self._members.values() if self._has_room(member)), None)
 
     def _has_room(self, member: Member) -> bool:
-        return len(member.flights) < self._options.depth and not member.stalled and not member.retiring and member.instance.alive
+        return (
+            len(member.flights) < self._options.depth
+            and not member.stalled
+            and not self._leaves(member)
+            and member.instance.alive
+        )
 
     def _next_work(self, member: Member, now: float) -> Job | Lot | None:
         """Take what is to be given to that instance."""
@@ -542,7 +551,7 @@ class Dispatcher:
         return flight.work
 
     def _give_own(self, member: Member, now: float) -> None:
-        while member.own and len(member.flights) < self._options.depth and not member.stalled and not member.retiring:
+        while member.own and len(member.flights) < self._options.depth and not member.stalled and not self._leaves(member):
             job = member.own.popleft()
             if not job.over:
                 self._give(member, job, now)
@@ -574,8 +583,6 @@ class Dispatcher:
             self._begin(flight, now)
         elif not (isinstance(work, Job) and work.only_there):
             self._behind[member] = None
-        if self._options.recycle_after is not None and member.taken >= self._options.recycle_after:
-            member.retiring = True
         member.worn |= self._options.is_worn(member.taken)
 
     def _launch(self, member: Member, flight: Flight, work: Job | Lot) -> int:
@@ -620,7 +627,7 @@ class Dispatcher:
 
     def _let_go_of_worn(self) -> None:
         """Let go of an instance in whose place another one has come."""
-        worn = next((member for member in self._members.values() if member.worn and not member.retiring), None)
+        worn = next((member for member in self._members.values() if member.worn and not self._leaves(member)), None)
         if worn is None:
             return
         worn.retiring = True
@@ -677,7 +684,7 @@ class Dispatcher:
             starting.add_done_callback(lambda done: self._tell(self._started, done))
 
     def _present(self) -> int:
-        return sum(not (member.retiring or member.worn) for member in self._members.values())
+        return sum(not (self._leaves(member) or member.worn) for member in self._members.values())
 
     def _waiting_since(self) -> float | None:
         """Return when what has waited for the longest began to wait, about."""

@@ -150,6 +150,17 @@ def test_instances_are_replaced_after_their_calls(shared_runtime: Runtime, setti
         assert pool.statistics().replaced >= 2
 
 
+def test_a_call_that_was_taken_back_does_not_count_as_one_of_an_instances(
+    shared_runtime: Runtime, setting_module: Module
+) -> None:
+    with shared_runtime.pool(setting_module, size=1, recycle_after=3) as pool:
+        assert pool.submit("count").result(PATIENCE) == 1
+        slow, waiting = pool.submit("spin", timeout=0.3), pool.submit("count")
+        assert waiting.cancel()
+        assert isinstance(slow.exception(PATIENCE), errors.CallTimeoutError)
+        assert pool.submit("count").result(PATIENCE) == 2
+
+
 def test_lots_do_not_exceed_what_an_instance_may_run(shared_runtime: Runtime, echo_module: Module) -> None:
     with shared_runtime.pool(echo_module, size=2, recycle_after=40) as pool:
         assert list(pool.map("i32", range(200))) == list(range(200))
