@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from chaos import CANCELLED, woven
+from chaos import CANCELLED, PATIENCE, woven
 
 from shmwasm.errors import (
     CallTimeoutError,
@@ -147,6 +147,10 @@ class Judge:
                 return self._metered_note(rng, 20_000) if self.load.metered else self._note(rng, 1_000_000)
             case _:
                 return self._note(rng, FEW_ROUNDS + 1)
+
+    def endless(self):
+        """Return what does not end in time by itself."""
+        return Operation("spin", error=CallTimeoutError, timeout=PATIENCE, fuel=ENOUGH_FUEL if self.load.metered else None)
 
     def _note(self, rng, most):
         seed, rounds = rng.randrange(1 << 63), rng.randrange(most)

@@ -24,6 +24,8 @@ from pool_maps import Maps
 from shmwasm.errors import ClosedError, FuelExhaustedError
 
 COROUTINES = 4
+LONGEST_ENDLESS = 0.05
+"""Seconds after which a task is cancelled whose call does not end by itself."""
 BATCH = 200
 """How many calls an actor makes at most before it looks around."""
 AHEAD = 24
@@ -114,9 +116,9 @@ class PoolStorm:
         except BaseException as error:  # noqa: BLE001  it is told, and the others go on
             self.tally.unexpected(actor, error)
 
-    def start(self, rng, call):
-        """Make a call; return it, its cell and what it gave."""
-        operation, cell = self.judge.operation(rng), self.take()
+    def start(self, rng, call, operation=None):
+        """Make a call, a random one unless it is given; return it, its cell and what it gave."""
+        operation, cell = operation or self.judge.operation(rng), self.take()
         arguments = (operation.export, self.desk.address(cell), *operation.arguments)
         return operation, cell, call(*arguments, timeout=operation.timeout, fuel=operation.fuel)
 
@@ -153,11 +155,12 @@ class PoolStorm:
             for _ in range(rng.randrange(BATCH) // COROUTINES):
                 if self.over.is_set():
                     break
-                operation, cell, call = self.start(rng, self.pool.call_async)
-                task = asyncio.ensure_future(call)
                 abandoned = not self.exact and rng.random() < 0.3
+                for_ever = abandoned and rng.random() < 0.3
+                operation, cell, call = self.start(rng, self.pool.call_async, self.judge.endless() if for_ever else None)
+                task = asyncio.ensure_future(call)
                 if abandoned:
-                    await asyncio.sleep(rng.choice([0, 0.0002, 0.003]))
+                    await asyncio.sleep(rng.random() * LONGEST_ENDLESS if for_ever else rng.choice([0, 0.0002, 0.003]))
                     task.cancel()
                 await asyncio.wait([task])
                 result, error = outcome(task.result)
