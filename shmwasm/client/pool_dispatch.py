@@ -684,7 +684,8 @@ class Dispatcher:
             starting.add_done_callback(lambda done: self._tell(self._started, done))
 
     def _present(self) -> int:
-        return sum(not (self._leaves(member) or member.worn) for member in self._members.values())
+        # One that runs its last call counts until it has ended: else there would soon be one for each call that is slow.
+        return sum(not member.worn for member in self._members.values())
 
     def _waiting_since(self) -> float | None:
         """Return when what has waited for the longest began to wait, about."""

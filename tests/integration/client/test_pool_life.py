@@ -142,6 +142,16 @@ def test_a_worker_that_is_killed_as_it_starts_takes_no_calls_with_it(shared_runt
     gate.free()
 
 
+def test_a_pool_whose_instances_are_replaced_never_has_more_than_its_size(
+    shared_runtime: Runtime, setting_module: Module
+) -> None:
+    with shared_runtime.pool(setting_module, size=2, recycle_after=1) as pool:
+        spinning = [pool.submit("spin", timeout=0.05) for _ in range(8)]
+        while not all(future.done() for future in spinning):
+            found = pool.statistics()
+            assert found.size + found.starting <= 2
+
+
 def test_instances_are_replaced_after_their_calls(shared_runtime: Runtime, setting_module: Module) -> None:
     with shared_runtime.pool(setting_module, size=1, recycle_after=3) as pool:
         counts = [pool.submit("count") for _ in range(9)]
@@ -278,6 +288,33 @@ def test_a_coroutine_that_is_cancelled_cancels_what_has_not_begun(shared_runtime
             assert await pool.call_async("count") == 1
 
     asyncio.run(use())
+
+
+@pytest.mark.parametrize("kind", ["pool", "instance"])
+def test_a_task_that_is_cancelled_while_it_closes_leaves_the_closing_to_go_on(
+    shared_runtime: Runtime, setting_module: Module, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    submitted: list[Future[object]] = []
+
+    async def use() -> None:
+        made = shared_runtime.pool(setting_module, size=1) if kind == "pool" else shared_runtime.spawn(setting_module)
+        async with made as callee:
+            submitted.append(callee.submit("spin", timeout=1.0))
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(use())
+        while not submitted:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not submitted[0].done()
+
+    asyncio.run(leave())  # ends before the call does
+    assert isinstance(submitted[0].exception(PATIENCE), errors.CallTimeoutError)
+    eventually(lambda: not any(thread.name.startswith(f"shmwasm-{kind}") for thread in threading.enumerate()))
+    assert not caplog.records
 
 
 def test_several_threads_and_loops_share_a_pool(shared_runtime: Runtime, echo_module: Module) -> None:
