@@ -65,7 +65,8 @@ class PoolStorm:
                 ("grown", found.size > self.least),
             ):
                 self.tally.ended[sight] += is_seen
-            if self.load.steady and found.size + found.starting > self.most:
+            # A worker of fresh calls goes on until the one is there that takes its place.
+            if found.size + found.starting > self.most * (2 if "fresh" in self.load.options else 1):
                 self.tally.problem(f"the pool is too large: {found}")
             if time.monotonic() > patience:
                 self.tally.problem(f"not seen within {PATIENCE} s: {[one for one in seen if not self.tally.ended[one]]}")
