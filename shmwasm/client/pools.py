@@ -19,9 +19,10 @@ from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
 from shmwasm.client.outputs import Output
-from shmwasm.client.pool_dispatch import Dispatcher, Spawn
+from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_life import FRESH_LOT, PoolOptions
 from shmwasm.client.pool_lines import Job, Request
+from shmwasm.client.pool_members import Spawn
 from shmwasm.client.pool_statistics import PoolStatistics
 from shmwasm.core import layout
 from shmwasm.core.requests import CELL

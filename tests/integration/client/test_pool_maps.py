@@ -295,7 +295,7 @@ def test_a_worker_that_dies_in_a_lot_loses_one_call(shared_runtime: Runtime) -> 
         flags[2500] = 0
         results = pool.map("wait_for", flags, np.arange(4000), return_exceptions=True)
         collected = [next(results)]
-        (member,) = pool._dispatcher._members.values()
+        (member,) = pool._dispatcher._members
         while not is_at(member, 2500):
             pass  # the test's own time limit ends it
         os.kill(member.instance.pid, signal.SIGKILL)
@@ -309,7 +309,7 @@ def test_a_worker_that_dies_in_a_lot_loses_one_call(shared_runtime: Runtime) -> 
 def test_a_worker_that_dies_after_the_last_call_of_a_lot_loses_none(shared_runtime: Runtime) -> None:
     with shared_runtime.load(MIXED) as module, shared_runtime.pool(module, size=1) as pool:
         results = pool.map("wait_for", [1, 1, 0], [5, 6, 7], return_exceptions=True)
-        (member,) = pool._dispatcher._members.values()
+        (member,) = pool._dispatcher._members
         while not is_at(member, 2):
             pass  # the test's own time limit ends it
         ring = member.instance.path._ring
