@@ -308,7 +308,7 @@ class Guest:
         try:
             made = make_imports(self._store, module, numbers)
         except wasmtime.WasmtimeError as failure:
-            raise InstantiationError(self._number, describe(failure).message) from None
+            raise InstantiationError(self._number, describe(failure).message) from failure
         for (origin, name), item in made.items():
             define(nest.linker, self._store, origin, name, item)
         return made
@@ -356,8 +356,10 @@ class Guest:
         """Report whatever stops the instantiation as such."""
         try:
             yield
-        except (wasmtime.Trap, wasmtime.WasmtimeError) as failure:
+        except (wasmtime.Trap, wasmtime.ExitTrap) as failure:
             raise InstantiationError(self._number, describe(failure).message) from None
+        except wasmtime.WasmtimeError as failure:
+            raise InstantiationError(self._number, describe(failure).message) from failure
         except GuestTrapError as stopped:
             raise InstantiationError(self._number, _reason(stopped.__cause__ or stopped)) from None
         except ShmwasmError as failure:
@@ -367,6 +369,11 @@ class Guest:
         if self.window is None:
             raise UnsupportedError("a view of this instance's memory", "its module has none, or a shared one of 64 bits")
         return self.window
+
+
+def lacks_room(failure: InstantiationError) -> bool:
+    """Return whether a guest could not be made, where others like it could, because there is no room for it beside them."""
+    return isinstance(failure.__cause__, wasmtime.WasmtimeError)
 
 
 def _reason(failure: BaseException) -> str:

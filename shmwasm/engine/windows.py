@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 MAXIMUM_TABLE_ELEMENTS: Final = 10_000_000
 """How many elements a guest's table may have, as in browsers: a table costs 8 bytes an element, and no window bounds it."""
 
+_WITHOUT_LIMIT: Final = (1 << 31) - 1
+"""How many instances, tables and memories a store admits: by default 10,000 of each, which some guests use up long before memory
+and address space."""
+
 _COPY_STEP: Final = 1 << 20
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -91,7 +95,13 @@ def reserve(store: wasmtime.Store, start: int = WINDOW_END) -> None:
     `Window` moves the limit later. Instantiating a module with a larger memory or table then fails, and `memory.grow` or
     `table.grow` beyond it returns -1.
     """
-    store.set_limits(memory_size=start, table_elements=MAXIMUM_TABLE_ELEMENTS)
+    store.set_limits(
+        memory_size=start,
+        table_elements=MAXIMUM_TABLE_ELEMENTS,
+        instances=_WITHOUT_LIMIT,
+        tables=_WITHOUT_LIMIT,
+        memories=_WITHOUT_LIMIT,
+    )
 
 
 class Window:
