@@ -11,7 +11,8 @@ first call of all: it notes that call down, and repeats it.
 
 A store lets go of no guest before it ends itself. Memory is given back nevertheless (`Guest.vacate`); address space, tables and
 what else belongs to a guest is not. So the process ends once too much is left, between two calls: its client knows that what it
-has submitted has not begun, and a pool has replaced it long before.
+has submitted has not begun, and a pool has replaced it long before. Between two calls of a batch the batch ends first, with those
+that have returned.
 
 There is no dispatcher, which would be another instance for each guest: calls are taken, and ended, from here. Between calls no
 tick is due but one that ends the making of a guest; while that runs no code of the guest, the deadline lies far ahead.
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from shmwasm.addresses import OS_PAGE
 from shmwasm.core import layout
 from shmwasm.core.requests import CELL
+from shmwasm.engine.guests import lacks_room
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, WorkerTrapError, to_wire
 from shmwasm.posix import bells
@@ -42,10 +44,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MOST_GUESTS: Final = 1000
-"""How many guests a process has: a store admits 10,000 instances, and WASI's adapters make three of each."""
+"""How many guests a process has."""
 
 MOST_RESERVED: Final = 64 << 40
-"""Bytes of address space for guests: half of what x86-64 has for a process. The memories of 1,000 64-bit guests."""
+"""Bytes of address space for guests: half of what x86-64 has for a process. The memories of 1,000 64-bit guests, or 16,000
+others; of those that are not given back each takes two of the 65,530 mappings that Linux admits."""
 
 MOST_RESIDENT: Final = 64 << 20
 """Bytes that may be left of guests: of their tables and of what the engine keeps about each, where memory has been given back."""
@@ -145,10 +148,10 @@ class FreshCalls(RingCalls):
         self._replace_guest()
 
     def _go_on(self, slot: int, at: int) -> bool:
-        """Make the guest for the next call of a batch; if the batch was interrupted, end it."""
-        self._guest.ignore_interruptions()
-        self._instance.retire()
-        self._make_guest()
+        """Make the guest for the next call of a batch, or end the batch: it was interrupted, or the process must end, too."""
+        if not self._make_next_guest():
+            self._end(slot, layout.CALL_RETURNED)
+            leave()
         if self._words[at + _STATE] == layout.CALL_INTERRUPTING:
             self.watcher.meet()
             self._end(slot, layout.CALL_OVERDUE, interrupted=True)
@@ -190,14 +193,16 @@ class FreshCalls(RingCalls):
 
     def _replace_guest(self) -> None:
         """Make another guest between two calls; if there were too many, the process ends."""
+        if not self._make_next_guest():
+            leave()
+
+    def _make_next_guest(self) -> bool:
+        """Make a guest, as the next call is to find it, or note down why that cannot be; return whether there is room for one."""
         self._guest.ignore_interruptions()
         self._instance.retire()
         if self._remains.are_too_many():
-            leave()
-        self._make_guest()
-
-    def _make_guest(self) -> None:
-        """Make a guest, as the next call is to find it, in place of one that was retired, or note down why that cannot be."""
+            return False
+        has_room = True
         self._changes = self._attachment.changes
         self._failure = None
         if self._limit is not None:
@@ -206,9 +211,11 @@ class FreshCalls(RingCalls):
             self._prepare_guest()
         except ShmwasmError as failure:
             self._failure = failure
+            has_room = not (isinstance(failure, InstantiationError) and lacks_room(failure))
         if self._limit is not None and self._limit.stop():
             self.watcher.meet()
         self._guest.resume_from_interruption()
+        return has_room
 
     def _prepare_guest(self) -> None:
         guest = self._run("it", self._instance.renew)
@@ -260,17 +267,21 @@ class _Remains:
     def __init__(self) -> None:
         self._guests = 0
         self._file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        self._before: tuple[int, int] | None = None
+        self._size_before, self._private_before = self._measure()
 
     def are_too_many(self) -> bool:
         """Take note of a guest whose memory was given back, while there is no other; return whether there should be none."""
         self._guests += 1
-        size, resident, shared = (OS_PAGE * int(pages) for pages in os.pread(self._file, 128, 0).split()[:3])
-        if self._before is None:
-            self._before = size, resident - shared
-        size_before, private_before = self._before
+        size, private = self._measure()
+        if self._guests == 1:  # what was measured before had the first guest's memory in it
+            self._private_before = min(self._private_before, private)
         return (
             self._guests >= MOST_GUESTS
-            or size - size_before > MOST_RESERVED
-            or resident - shared - private_before > MOST_RESIDENT
+            or size - self._size_before > MOST_RESERVED
+            or private - self._private_before > MOST_RESIDENT
         )
+
+    def _measure(self) -> tuple[int, int]:
+        """Return how many bytes of address space this process has, and how many of memory of its own."""
+        size, resident, shared = (OS_PAGE * int(pages) for pages in os.pread(self._file, 128, 0).split()[:3])
+        return size, resident - shared

@@ -6,9 +6,11 @@ import pytest
 
 from shmwasm import errors
 from shmwasm.core import layout
+from shmwasm.engine.windows import MAXIMUM_TABLE_ELEMENTS
 from shmwasm.posix.processes import wait_gone
 from shmwasm.protocol import messages
 from shmwasm.protocol.messages import FreshCalls
+from shmwasm.worker.fresh import MOST_RESIDENT
 
 GUEST = """(module
   (memory (export "memory") 1)
@@ -19,6 +21,11 @@ GUEST = """(module
     (global.set $count (i32.add (global.get $count) (i32.const 1)))
     (i32.add (global.get $count) (i32.div_u (local.get 0) (local.get 0))))
   (func (export "spin") (param i32) (loop $again (br_if $again (local.get 0)))))"""
+
+LEAVING = """(module (table $table 1 funcref)
+  (func (export "leave") (param i32) (result i32) (table.grow $table (ref.null func) (local.get 0))))"""
+
+LEFT_ELEMENTS = 1 << 20
 
 COUNT = 1
 """The number of "count" among the guest's functions."""
@@ -60,6 +67,24 @@ def test_a_batch_that_is_interrupted_ends_and_the_next_call_does_not_notice(work
         assert request.status == layout.CALL_OVERDUE
         assert request.progress < len(rows)
         assert worker.call("count", 1) == [2]
+
+
+def test_a_batch_ends_early_with_what_has_returned_where_guests_leave_too_much(launcher):
+    worker = launcher.fork(LEAVING, fresh=FreshCalls())
+    guests = MOST_RESIDENT // (8 * LEFT_ELEMENTS) + 2
+    request, results = worker.start_batch("leave", [(LEFT_ELEMENTS,)] * 3 * guests)
+    assert worker.wait(request) == layout.RING_DONE
+    assert 1 < request.progress <= guests
+    assert results()[: request.progress] == [(1,)] * request.progress
+    assert wait_gone(worker.pidfd, timeout=PATIENCE)
+
+
+def test_the_first_guest_can_leave_too_much(launcher):
+    worker = launcher.fork(LEAVING, fresh=FreshCalls())
+    request, results = worker.start_batch("leave", [(MAXIMUM_TABLE_ELEMENTS - 1,)] * 2)
+    assert worker.wait(request) == layout.RING_DONE
+    assert (request.progress, results()[0]) == (1, (1,))
+    assert wait_gone(worker.pidfd, timeout=PATIENCE)
 
 
 def test_the_first_call_prepares_all_instances_if_it_is_init(launcher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from shmwasm import Module, Runtime, errors
+from shmwasm import Caller, Module, Runtime, errors
+from shmwasm.addresses import OS_PAGE
 from shmwasm.client.pool_life import FRESH_CALLS
-from shmwasm.worker.fresh import MOST_GUESTS
+from shmwasm.worker.fresh import MOST_GUESTS, MOST_RESIDENT
 
 PATIENCE = 30.0
 
@@ -74,6 +76,57 @@ def test_a_worker_ends_by_itself_in_the_end(shared_runtime: Runtime, counting: M
             [same(number) for number in range(2)]
         eventually(lambda: pool.instances and pool.instances[0] is not instance)
         assert pool.submit("count").result(PATIENCE) == 1011
+
+
+@pytest.mark.parametrize("items", ["(table 1 funcref)", "(memory 1)"])
+def test_modules_of_many_tables_or_memories_run_any_number_of_calls(shared_runtime: Runtime, items: str) -> None:
+    text = f"""(module {items * 100}
+      (global $count (mut i32) (i32.const 0))
+      (func (export "count") (result i32)
+        (global.set $count (i32.add (global.get $count) (i32.const 1))) (global.get $count)))"""
+    with shared_runtime.load(text, name="many") as module, shared_runtime.pool(module, size=1, fresh=True) as pool:
+        futures = [pool.submit("count") for _ in range(400)]
+        assert {future.result(PATIENCE) for future in futures} == {1}
+        assert pool.statistics().losses == 0
+
+
+def test_what_a_lot_leaves_is_bounded_and_its_rest_runs_in_another_worker(shared_runtime: Runtime) -> None:
+    text = """(module (table $table 1 funcref)
+      (func (export "leave") (param i32) (result i32)
+        (drop (table.grow $table (ref.null func) (i32.const 2000000))) (local.get 0)))"""
+    with shared_runtime.load(text, name="leaving") as module, shared_runtime.pool(module, size=1, fresh=True) as pool:
+        assert list(pool.map("leave", range(50), chunksize=25)) == list(range(50))
+        counted = pool.statistics()
+        assert (counted.calls, counted.losses) == (50, 0)
+        assert counted.started >= 50 * 16_000_000 // (MOST_RESIDENT + 16_000_000)
+    with shared_runtime.load(text, name="leaving") as module, shared_runtime.pool(module, size=3, fresh=True) as pool:
+        assert sorted(pool.map("leave", range(60), ordered=False)) == list(range(60))
+
+
+def take_address_space(_caller: Caller) -> None:
+    """What a guest calls: leaves its process room for two more."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * OS_PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2 * (5 << 30), resource.RLIM_INFINITY))
+
+
+@pytest.mark.usefixtures("importable_tests")
+@pytest.mark.parametrize("in_a_lot", [False, True])
+def test_a_worker_with_no_room_for_an_instance_is_replaced_and_no_call_notices(shared_runtime: Runtime, in_a_lot: bool) -> None:
+    text = """(module (import "env" "take" (func $take)) (memory 1)
+      (func (export "same") (param i32) (result i32)
+        (if (i32.eqz (local.get 0)) (then (call $take)))
+        (local.get 0)))"""
+    with (
+        shared_runtime.load(text, imports={"env": {"take": take_address_space}}, name="taking") as module,
+        shared_runtime.pool(module, size=1, fresh=True) as pool,
+    ):
+        if in_a_lot:
+            assert list(pool.map("same", [1, 1, 1, 1, 0, 1, 1, 1] * 3, chunksize=12)) == [1, 1, 1, 1, 0, 1, 1, 1] * 3
+        else:
+            assert [pool.submit("same", number).result(PATIENCE) for number in [0, 1, 2, 3] * 3] == [0, 1, 2, 3] * 3
+        counted = pool.statistics()
+        assert counted.started > 3
+        assert counted.losses == 0
 
 
 def test_instances_are_recycled_and_replaced_as_in_other_pools(shared_runtime: Runtime, counting: Module) -> None:
