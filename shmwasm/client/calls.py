@@ -56,7 +56,7 @@ ROOM_STEP = 0.001
 """Seconds after which whoever waits for room in the ring looks again: not everybody who makes room says so."""
 
 CLOSING_PATIENCE = 1.0
-"""Seconds that calls which have ended get to take their results before their ring is gone."""
+"""Seconds that whoever waits for calls gets to leave, with the results of those that have ended, before their ring is gone."""
 
 _SEQUENCES = 1 << 32
 _RUN = frozenset({layout.CALL_RUNNING, layout.CALL_INTERRUPTING})
@@ -519,10 +519,13 @@ class RingCallPath:
         return error
 
     def _wait_for_sleepers(self) -> None:
-        """Wait until those who wait for calls have taken their results, or know that there are none."""
+        """Wait until those who wait for calls have taken their results, or know that there are none.
+
+        Not for ever: one may be the calling thread's own, or of one whose signal handler waits for this.
+        """
         self._sleepers.end()
         patience = time.monotonic() + CLOSING_PATIENCE
-        while self._sleepers or (self._has_uncollected() and time.monotonic() < patience):
+        while (self._sleepers.elsewhere() or self._has_uncollected()) and time.monotonic() < patience:
             self._sleepers.wake()
             with interrupts_let_through():
                 time.sleep(ROOM_STEP)
@@ -541,7 +544,8 @@ class RingCallPath:
         return any(self._ring.state((last - back) % _SEQUENCES) == layout.CALL_ENDED for back in range(1, layout.RING_SLOTS + 1))
 
     def _release(self) -> None:
-        self._ring.close()
+        self._ring.retire()
+        self._sleepers.release(self._ring.close)
         self._close_events()
 
     def _close_events(self) -> None:

@@ -288,10 +288,12 @@ class Instance:
         """Take note that the worker is gone: everything under way fails."""
         self._exit = exit_signal, exit_code  # first: who sees that the worker is gone may ask how
         self._exited = True
-        self._path.lose(partial(errors.WorkerLostError, self.number, self.pid, exit_signal, exit_code))
-        self._gone.set()  # whoever waits for it may release the path
-        if self.when_gone is not None:
-            self.when_gone()
+        try:
+            self._path.lose(partial(errors.WorkerLostError, self.number, self.pid, exit_signal, exit_code))
+        finally:
+            self._gone.set()  # whoever waits for it may release the path
+            if self.when_gone is not None:
+                self.when_gone()
 
     def discard(self) -> None:
         """Release what this process holds of an instance whose worker is gone."""

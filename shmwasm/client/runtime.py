@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import threading
@@ -42,6 +43,8 @@ ENDING_PATIENCE = 1.0
 block, is its client; then it is reaped later."""
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_log = logging.getLogger("shmwasm")
+
 _runtimes_lock = Lock()
 
 
@@ -523,7 +526,7 @@ class Runtime:
             case messages.InstanceExited(instance=number, signal=exit_signal, exit_code=exit_code):
                 instance = self._instances.get(number)
                 if instance is not None:
-                    instance.exited(exit_signal, exit_code)
+                    _note_exit(instance, exit_signal, exit_code)
             case messages.ChainMoved(chains=chains) | messages.ChainLaidOut(chains=chains):
                 self._heaps.lay_out(chains)
             case messages.HeapOpened(chain=chain):
@@ -534,7 +537,7 @@ class Runtime:
                     self._connection.send(messages.Recalled(heap=number))
             case messages.Failed():
                 for instance in list(self._instances.values()):
-                    instance.exited(None, None)
+                    _note_exit(instance, None, None)
 
     def _require_open(self) -> None:
         if self._closed is not None:
@@ -551,6 +554,14 @@ class Runtime:
 
 
 def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:
+def _note_exit(instance: Instance, exit_signal: int | None, exit_code: int | None) -> None:
+    """Tell an instance that its worker is gone. If that fails, which only a bug can, all others and the connection go on."""
+    try:
+        instance.exited(exit_signal, exit_code)
+    except BaseException:  # noqa: BLE001  this is the receiver thread: see `connection`
+        _log.critical("the end of %r could not be handled", instance, exc_info=True)
+
+
     """Begin all, and return the instances once they are there. If one fails, or the wait is interrupted, each is ended."""
     starting: list[Future[Instance]] = []
     try:

@@ -11,7 +11,11 @@ a few times finds out where the worker runs, and goes elsewhere.
 Locking
 -------
 A thread notes itself down before it looks whether waiting is over, and whoever ends it says so before looking who waits. So
-none sleeps that was not seen, and the ring stays where it is while somebody does.
+none sleeps that was not seen, and the ring stays where it is while somebody does. It also stays while somebody is being woken,
+by a thread that need not be the one that lets go of it: hence `_waking`.
+
+Nobody may wait for its own thread: a signal's handler, or a finalizer, may let go of the ring on top of a call that waits. Then
+who wakes last unmaps it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 from shmwasm.client.spinning import pollers
@@ -26,6 +31,7 @@ from shmwasm.core import layout
 from shmwasm.core.requests import Request
 from shmwasm.core.rings import ClientRing
 from shmwasm.posix import bells, futexes
+from shmwasm.posix.conditions import Lock
 from shmwasm.posix.processors import change_processor, shares_processor
 
 LOOKS = 500
@@ -47,6 +53,10 @@ CLOSELY = 1e-4
 _NS: Final = 1_000_000_000
 
 
+_Token = tuple[int, object]
+"""One wait, and the thread that it is of: there may be several, one in a signal's handler on top of the other."""
+
+
 class Sleepers:
     """The threads that wait for calls of one ring.
 
@@ -60,16 +70,25 @@ class Sleepers:
         self._worker = worker
         self._bell = ring.end_bell
         self._ring_bell = functools.partial(bells.ring, self._bell)
-        self._places: dict[object, Callable[[], object] | None] = {}
-        self._at_bell: dict[object, None] = {}
+        self._places: dict[_Token, Callable[[], object] | None] = {}
+        self._at_bell: dict[_Token, None] = {}
+        self._waking = Lock()
+        self._unmap: Callable[[], object] | None = None
+        self._is_mapped = True
         self._misses = 0
         self._may_poll = False
         self._last = 0.0
         self._over = False
 
-    def __bool__(self) -> bool:
-        """Return whether anybody waits who may sleep."""
-        return bool(self._places)
+    def here(self) -> bool:
+        """Return whether the calling thread waits, and so runs a signal's handler or a finalizer on top of that."""
+        me = get_ident()
+        return any(thread == me for thread, _ in list(self._places))
+
+    def elsewhere(self) -> bool:
+        """Return whether another thread waits."""
+        me = get_ident()
+        return any(thread != me for thread, _ in list(self._places))
 
     def woke_worker(self) -> None:
         """Take note that the worker is being woken, and settle whether it, and whoever waits, is to poll."""
@@ -84,6 +103,56 @@ class Sleepers:
             request: The call.
             next_look: Called before each sleep; returns when to call it again at the latest (`time.monotonic`), or None.
         """
+        return self._wait(request, next_look, self._looked)
+
+    def sleep(self, request: Request, next_look: Callable[[], float | None]) -> int:
+        """Wait as `wait` does, but without looking first."""
+        return self._wait(request, next_look, _not_looked)
+
+    def end(self) -> None:
+        """Let nobody wait any more: what has not ended now does not end."""
+        self._over = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake all that sleep."""
+        with self._waking:
+            for wake in list(self._places.values()) if self._is_mapped else ():
+                if wake is not None:
+                    wake()
+
+    def release(self, unmap: Callable[[], object]) -> None:
+        """Call `unmap`, which takes the ring away, once nobody is left who might still look at its bells; after `end`."""
+        self._unmap = unmap
+        self._unmap_if_left()
+
+    def _unmap_if_left(self) -> None:
+        with self._waking:
+            if self._unmap is not None and not self._places:
+                unmap, self._unmap = self._unmap, None
+                self._is_mapped = False
+                unmap()
+
+    def _wait(self, request: Request, next_look: Callable[[], float | None], look: Callable[[Request], int]) -> int:
+        token = (get_ident(), object())
+        # What must be done in the end is one step each, which Ctrl-C comes before or after: else it would be left undone.
+        try:
+            self._places[token] = None
+            try:
+                answer = look(request)
+                if answer == layout.RING_PENDING:
+                    answer = self._sleep_through(request, next_look, token)
+                    self._last = time.monotonic()
+                return answer
+            finally:
+                self._at_bell.pop(token, None)
+        finally:
+            self._places.pop(token, None)
+            if self._unmap is not None:
+                self._unmap_if_left()
+
+    def _looked(self, request: Request) -> int:
+        """Look whether a call has ended, as long as that may be quicker than to sleep; return what the core answers."""
         patient = self._misses < MISSES or self._misses % PROBE == 0
         # Without yielding the processor: on a busy machine that would give it away for longer than a worker polls.
         for _ in range(0 if not self._may_poll else MOST_ROUNDS if patient else 1):
@@ -94,35 +163,9 @@ class Sleepers:
         self._misses += 1
         if self._may_poll and self._misses % PROBE == MISSES and shares_processor(self._worker):
             change_processor()
-        return self.sleep(request, next_look)
+        return layout.RING_PENDING
 
-    def sleep(self, request: Request, next_look: Callable[[], float | None]) -> int:
-        """Wait as `wait` does, but without looking first."""
-        token = object()
-        # What must be done in the end is one step each, which Ctrl-C comes before or after: else it would be left undone.
-        try:
-            self._places[token] = None
-            try:
-                answer = self._sleep_through(request, next_look, token)
-                self._last = time.monotonic()
-                return answer
-            finally:
-                self._at_bell.pop(token, None)
-        finally:
-            self._places.pop(token, None)
-
-    def end(self) -> None:
-        """Let nobody wait any more: what has not ended now does not end."""
-        self._over = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake all that sleep."""
-        for wake in list(self._places.values()):
-            if wake is not None:
-                wake()
-
-    def _sleep_through(self, request: Request, next_look: Callable[[], float | None], token: object) -> int:
+    def _sleep_through(self, request: Request, next_look: Callable[[], float | None], token: _Token) -> int:
         self._at_bell[token] = None
         sleep = self._sleep_at_bell
         if list(self._at_bell)[0] is not token:  # noqa: RUF015  in one step, as other threads change it
@@ -138,7 +181,7 @@ class Sleepers:
                 return answer
         return self._ring.wait(request)
 
-    def _sleep_at_bell(self, request: Request, seconds: float, token: object) -> bool:
+    def _sleep_at_bell(self, request: Request, seconds: float, token: _Token) -> bool:
         """Sleep so long, or less, unless the call has ended; return whether there was need to."""
         if not self._ring.doze_at_bell(request):
             return False
@@ -147,7 +190,7 @@ class Sleepers:
             bells.wait(self._bell, seconds)
         return True
 
-    def _sleep_at_slot(self, request: Request, seconds: float, token: object) -> bool:
+    def _sleep_at_slot(self, request: Request, seconds: float, token: _Token) -> bool:
         """Do likewise where another thread sleeps at the bell."""
         place = self._ring.doze(request)
         if place is None:
@@ -156,3 +199,8 @@ class Sleepers:
         if not self._over:
             futexes.wait32(*place, time.monotonic_ns() + int(seconds * _NS))
         return True
+
+
+def _not_looked(_request: Request) -> int:
+    """Look not at all whether a call has ended."""
+    return layout.RING_PENDING

@@ -264,29 +264,37 @@ class ClientRing:
         """Return one of the buffers for batches; it stays valid, without effect, when the ring is closed."""
         return self._buffers.view[index * layout.RING_BATCH_SIZE : (index + 1) * layout.RING_BATCH_SIZE]
 
-    def retire(self, reason: str = "is closed") -> None:
-        """Make every later use find no ring."""
-        self._closed = reason
-        self.left_running = _nothing
-        for request in self._made:
-            request.belong(0)
+    def retire(self) -> None:
+        """Make every later use find no ring; it stays mapped until `close`."""
+        with self._core.lock:  # a request that is just being made would belong to it for ever
+            self._retire("is closed")
 
     def abandon(self, reason: str) -> None:
         """Take the ring away from a forked child, whose parent still uses it."""
-        self.retire(reason)
-        os.close(self.descriptor)
+        self._retire(reason)
+        self._close_descriptor()
 
     def close(self) -> None:
         """Drop the ring. Calls that have not ended are lost. May be called twice."""
         with self._core.lock:
-            if self._closed is not None:
+            self._retire("is closed")
+            if self.descriptor < 0:
                 return
-            self.retire()
             self._core.unmap_metadata(self.address)
             self._buffers.close()
-            os.close(self.descriptor)
+            self._close_descriptor()
             for pool in (*self._hot_pools, *self._pools.values(), self._batches, [self._collector]):
                 self._release(pool)
+
+    def _retire(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        self.left_running = _nothing
+        for request in self._made:
+            request.belong(0)
+
+    def _close_descriptor(self) -> None:
+        os.close(self.descriptor)
+        self.descriptor = -1
 
     def __enter__(self) -> Self:
         return self
