@@ -124,6 +124,7 @@ class RingCallPath:
         self._calls_before = 0
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
+        self._closing = False
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
         self._sleepers = Sleepers(self._ring, worker)
         self._ring.left_running = self._end_soon
@@ -188,7 +189,7 @@ class RingCallPath:
         """
         while True:
             with self._lock:
-                refused = self._refusal() if self._lost or self._closed else None
+                refused = self._refusal() if self._lost or self._closing or self._closed else None
                 if refused is not None:
                     break
                 if not self._unsent and self._submit(call):
@@ -241,6 +242,13 @@ class RingCallPath:
 
     def wait_sent(self) -> None:
         """Wait until all that was started has reached the ring, or will not any more."""
+    def take_no_more(self) -> None:
+        """Refuse every further call; those that were started end as ever."""
+        with self._lock:
+            self._closing = True
+            self._ring.take_no_more()
+            self._room.notify_all()
+
         with self._lock:
             self._room.wait_for(lambda: not self._unsent)
 
@@ -431,6 +439,8 @@ class RingCallPath:
             answer = self._submit_when_there_is_room(request)
         if answer & layout.RING_DOORBELL:
             with self._lock:
+        if answer == layout.RING_CLOSING:
+            raise self._refusal()
                 self._wake_worker()
             # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
             answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
@@ -510,7 +520,7 @@ class RingCallPath:
 
     def _refusal(self) -> errors.ShmwasmError:
         """Return why there is nobody to call."""
-        if self._closed or self._lost is None:
+        if self._closing or self._closed or self._lost is None:
             return errors.ClosedError(f"instance {self._instance}")
         return self._lost(None)
 

@@ -369,6 +369,7 @@ class Instance:
     def _wait_closed(self) -> None:
         """Wait until all that was started has ended, and so has the worker; interrupts end the wait even if they are put off."""
         with interrupts_let_through():
+        self._path.take_no_more()
             self._path.wait_sent()
         with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
             self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))

@@ -19,6 +19,7 @@
  *   64      4     submitted   how many calls the client has submitted; the next one takes the slot `submitted % RING_SLOTS`
  *   68      4     patience    how often the client looks for the end of a call before it does without looking
  *   72      4     misses      how many calls in a row that was not often enough for
+ *   76      4     closing     the client takes no more calls but asynchronous ones; written and read by the client
  *   128     4     taken       how many calls the worker has taken; written by the worker
  *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
  *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
@@ -95,6 +96,7 @@
 #define RING_FULL 2
 #define RING_FAILED 3    /* done, and the status tells how it ended */
 #define RING_LOST 4      /* the slot holds another call: this one was collected; or there is no ring any more */
+#define RING_CLOSING 5   /* the client takes no more calls: nothing was submitted */
 #define RING_DOORBELL 16
 
 /* Why the worker's code returns to its host, where other answers are the address of a slot to run. */

@@ -44,6 +44,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _BUFFERS_SIZE: Final = layout.RING_BATCH_BUFFERS * layout.RING_BATCH_SIZE
 _NO_KIND: Final = NoKind()
 _SUBMITTED: Final = 64 // 4
+_CLOSING: Final = 76 // 4
 _PARKED: Final = 192 // 4
 """Where these are in a ring, in words."""
 
@@ -162,7 +163,7 @@ class ClientRing:
         request.pool.append(request)
 
     def submit(self, request: Request, flags: int = 0, when: int = 0) -> int:
-        """Submit a call: RING_PENDING, with or without RING_DOORBELL, or RING_FULL, or RING_LOST once the ring is closed.
+        """Submit a call: RING_PENDING, with or without RING_DOORBELL; or RING_FULL, RING_CLOSING, or RING_LOST for a closed ring.
 
         Args:
             request: What to call, and with what; afterwards its `sequence` is the call's number.
@@ -263,6 +264,12 @@ class ClientRing:
     def batch_buffer(self, index: int) -> memoryview:
         """Return one of the buffers for batches; it stays valid, without effect, when the ring is closed."""
         return self._buffers.view[index * layout.RING_BATCH_SIZE : (index + 1) * layout.RING_BATCH_SIZE]
+
+    def take_no_more(self) -> None:
+        """Answer RING_CLOSING to every submission from now on, but for asynchronous calls."""
+        with self._core.lock:
+            if self._closed is None:
+                self._header[_CLOSING] = 1
 
     def retire(self) -> None:
         """Make every later use find no ring; it stays mapped until `close`."""

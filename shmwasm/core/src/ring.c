@@ -18,7 +18,7 @@ typedef struct {
     u64 magic;
     u32 version, slot_size;
     _Alignas(64) u32 submitted;
-    u32 patience, misses;
+    u32 patience, misses, closing;
     _Alignas(64) u32 taken;
     _Alignas(64) u32 parked;
     _Alignas(64) u32 notify;
@@ -43,7 +43,8 @@ typedef struct {
     u64 cells[];
 } call_request;
 
-_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, taken) == 128, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, closing) == 76, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, taken) == 128, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, spin) == 324, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, bell) == RING_WORKER_BELL && offsetof(call_ring, end_bell) == RING_END_BELL, "as ring.h says");
 _Static_assert(offsetof(call_slot, cells_out) == 48 && offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
@@ -99,6 +100,8 @@ call_request *EXPORT(ring_new_request)(u32 cells) {
 u32 EXPORT(ring_submit)(call_request *request) {
     call_ring *ring = request->ring;
     if (ring == NULL) return RING_LOST;
+    /* Asynchronous calls were taken before they get here, and may have waited for room. */
+    if (ring->closing && !(request->flags & CALL_ASYNCHRONOUS)) return RING_CLOSING;
     call_slot *slot = slot_of(ring, ring->submitted);
     /* Only the client empties a slot, so what the worker did with it was seen when it was emptied. */
     if (plain_load(&slot->state) != CALL_EMPTY) return RING_FULL;

@@ -6,12 +6,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from shmwasm import Instance, Runtime, errors
 from shmwasm.addresses import NativeAddress
 from shmwasm.client import sleeping
+from shmwasm.core import layout
 
 PATIENCE = 30.0
 
@@ -89,3 +92,43 @@ def test_an_end_that_cannot_be_handled_is_nobody_elses_affair(
     one.close()
     assert another.call("add", 1, 2) == 3
     assert runtime.status()["workers"]
+
+
+def test_a_close_ends_though_other_threads_go_on_calling(runtime: Runtime, echo_text: str) -> None:
+    instance = runtime.spawn(runtime.load(echo_text))
+    ended: list[BaseException] = []
+
+    def call_on() -> None:
+        try:
+            while True:
+                assert instance.call("i32", 7) == 7
+        except errors.ClosedError as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=call_on) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: instance.path.calls > 100)
+    instance.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(ended) == len(threads)
+
+
+def test_what_was_started_before_a_close_ends_and_what_comes_later_is_refused(runtime: Runtime, echo_text: str) -> None:
+    """Also what found no room in the ring yet."""
+    instance = runtime.spawn(runtime.load(echo_text))
+    add = instance.exports.add
+    assert add(1, 2) == 3
+    busy = instance.submit("spin", timeout=0.5)
+    futures: list[Future[Any]] = []
+    # A callback does not wait for room.
+    busy.add_done_callback(lambda _: futures.extend(instance.submit("i32", one) for one in range(2 * layout.RING_SLOTS)))
+    with pytest.raises(errors.CallTimeoutError):
+        busy.result(PATIENCE)
+    eventually(lambda: len(futures) == 2 * layout.RING_SLOTS)
+    instance.close()
+    assert [one.result(0) for one in futures] == list(range(2 * layout.RING_SLOTS))
+    for call in (lambda: add(1, 2), lambda: add(1, 2, timeout=1.0), lambda: add.submit(1, 2)):
+        with pytest.raises(errors.ClosedError):
+            call()

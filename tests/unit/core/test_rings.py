@@ -335,6 +335,20 @@ def test_functions_of_a_closed_ring_find_no_ring_not_even_a_new_one_at_its_place
     pair.client.close()
 
 
+def test_ring_that_takes_no_more_refuses_all_but_asynchronous_calls_and_ends_what_it_took(pair):
+    taken, slot = begin(pair)
+    pair.client.take_no_more()
+    add, request = hot(pair, "add"), pair.client.request(0, ADD)
+    request.pack((1, 2))
+    with pytest.raises(FinishedError, match=str(layout.RING_CLOSING)):
+        add(1, 1)
+    assert pair.client.submit(request) == layout.RING_CLOSING
+    assert pair.client.submit(request, layout.CALL_ASYNCHRONOUS) & layout.RING_PENDING
+    pair.worker.end(slot, layout.CALL_RETURNED)
+    assert pair.client.wait(taken) == layout.RING_DONE
+    assert pair.client.submitted == 2
+
+
 def test_view_of_a_batch_buffer_outlives_the_ring(pair):
     view = pair.client.batch_buffer(1)
     pair.client.close()
