@@ -19,6 +19,7 @@ import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, NativeAddress, round_up
 from shmwasm.engine.cells import IntegerCell
+from shmwasm.engine.memories import base_of
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
 from shmwasm.rewrite import seam
@@ -47,7 +48,7 @@ class Alias:
         self.memory = memory
         self._start, self._end = (IntegerCell(store, exports[name]) for name in (seam.START, seam.END))
         self._mixed = IntegerCell(store, exports[seam.MIXED], narrow=True)
-        self.base = NativeAddress(ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0)
+        self.base = base_of(store, memory)
         """Where the alias memory is in this process."""
         self._mapped = 0  # bytes from ALIAS_CHAIN on
 

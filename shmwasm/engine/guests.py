@@ -19,7 +19,8 @@ from shmwasm.engine.exports import Exports, look_up
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import Futexes, HostTable
 from shmwasm.engine.imports import check_provided, define, make_imports
-from shmwasm.engine.modules import FunctionType, Import, ModuleDescription
+from shmwasm.engine.memories import AnyMemory, base_of, memory_of, size_of
+from shmwasm.engine.modules import FunctionType, Import, MemoryType, ModuleDescription
 from shmwasm.engine.numbers import BITS, fits, number_of
 from shmwasm.engine.traps import GuestTrapError, describe
 from shmwasm.engine.wasi import AdapterCode, Outputs, WasiLinks, grant_wasi
@@ -33,6 +34,7 @@ from shmwasm.errors import (
     UnsupportedError,
     shown,
 )
+from shmwasm.posix.mappings import unmap_fixed
 from shmwasm.rewrite import seam
 from shmwasm.rewrite.rewriting import WASI_MODULE
 
@@ -87,6 +89,8 @@ class Nest:
         """What must be told of each guest's memory before the guest calls WASI."""
         self.types: Mapping[str, FunctionType] = {}
         """The guests' exported functions."""
+        self.other_memories: Sequence[str] = ()
+        """Exports of the guests that are memories, but neither the heap memory nor the alias memory."""
         for (module, name), native in natives.items():
             self.linker.define(store, module, name, native)
 
@@ -121,6 +125,11 @@ class Nest:
             for export, kind in description.exports.items()
             if isinstance(kind, FunctionType) and not export.startswith(seam.PREFIX)
         }
+        heap = heap_memory(description)
+        named = {seam.ALIAS} if heap is None else {seam.ALIAS, heap.name}
+        self.other_memories = [
+            export for export, kind in description.exports.items() if isinstance(kind, MemoryType) and export not in named
+        ]
         self._is_linked = True
 
     def _link_wasi(self, description: ModuleDescription) -> None:
@@ -197,6 +206,9 @@ class Guest:
             self._exports = Exports(store, nest.linker.instantiate(store, module), description)
         self.window = self._open_window(description, imported, nest.wasi, start=start, limit=memory_limit)
         """Where a chain can be attached; None if the module has no memory that it can be mapped into."""
+        self._memories = [item for item in imported.values() if isinstance(item, AnyMemory)]
+        for export in nest.other_memories:
+            self._memories.append(memory_of(self._exports[export]))
         self._fuel: tuple[IntegerCell, IntegerCell] | None = None
         if seam.FUEL in description.exports:
             self._fuel = IntegerCell(store, self._exports[seam.FUEL]), IntegerCell(store, self._exports[seam.FUEL_GIVEN])
@@ -241,13 +253,23 @@ class Guest:
         """
         return self._reachable_memory().share_memory()
 
-    def vacate(self) -> None:
-        """Give the memory that can be reached back to the kernel, and close its file: the guest must not run again.
+    def vacate(self, *, viewed: bool = False) -> None:
+        """Give all memories that can be reached back to the kernel, and close the file of one: the guest must not run again.
 
-        The rest of the guest stays as long as its store.
+        The rest of the guest stays as long as its store: hidden memories other than the linear one, too.
+
+        Args:
+            viewed: Whether there may be views of the linear memory: they show zeros from now on, and may be written to.
+
+        Raises:
+            UnsupportedError: The kernel has no room for that.
         """
+        for memory in self._memories:
+            base, size = base_of(self._store, memory), size_of(self._store, memory)
+            if size and (self.window is None or base != self.window.base):
+                unmap_fixed(base, size)
         if self.window is not None:
-            self.window.vacate()
+            self.window.vacate(viewed=viewed)
 
     def tick(self) -> None:
         """Interrupt what runs in the store; any thread may call this."""
@@ -325,8 +347,7 @@ class Guest:
         chosen = heap_memory(description)
         if chosen is None or (chosen.type.is_64 and not is_wide(description)):
             return None
-        memory = self._exports[chosen.name] if isinstance(chosen.name, str) else imported[chosen.name]
-        assert isinstance(memory, wasmtime.Memory | wasmtime.SharedMemory)
+        memory = memory_of(self._exports[chosen.name] if isinstance(chosen.name, str) else imported[chosen.name])
         pages = self._exports.get(seam.PAGES)
         assert pages is None or isinstance(pages, wasmtime.Global)
         alias = None
@@ -371,9 +392,9 @@ class Guest:
         return self.window
 
 
-def lacks_room(failure: InstantiationError) -> bool:
+def lacks_room(failure: ShmwasmError) -> bool:
     """Return whether a guest could not be made, where others like it could, because there is no room for it beside them."""
-    return isinstance(failure.__cause__, wasmtime.WasmtimeError)
+    return isinstance(failure, UnsupportedError) or isinstance(failure.__cause__, wasmtime.WasmtimeError)
 
 
 def _reason(failure: BaseException) -> str:

@@ -31,9 +31,10 @@ import wasmtime
 
 from shmwasm.addresses import ORIGIN_64, OS_PAGE, WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, NativeAddress
 from shmwasm.engine.cells import IntegerCell
+from shmwasm.engine.memories import AnyMemory, base_of, size_of
 from shmwasm.engine.modules import MemoryType, memory_type
 from shmwasm.errors import ArgumentError, AttachError, UnsupportedError
-from shmwasm.posix.mappings import map_fixed, open_fixed, reserve_fixed, unmap_fixed
+from shmwasm.posix.mappings import clear_fixed, map_fixed, open_fixed, reserve_fixed, unmap_fixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -126,7 +127,7 @@ class Window:
     def __init__(
         self,
         store: wasmtime.Store,
-        memory: wasmtime.Memory | wasmtime.SharedMemory,
+        memory: AnyMemory,
         kind: MemoryType | None = None,
         *,
         pages: wasmtime.Global | None = None,
@@ -148,8 +149,7 @@ class Window:
         self._grants: tuple[Grant, ...] = ()
         self._file: SharedLinearMemory | None = None
         self._end, self._origin = (WINDOW_END_64, ORIGIN_64) if kind.is_64 else (WINDOW_END, 0)
-        pointer = memory.data_ptr() if isinstance(memory, wasmtime.SharedMemory) else memory.data_ptr(store)
-        self.base = NativeAddress(ctypes.cast(pointer, ctypes.c_void_p).value or 0)
+        self.base = base_of(store, memory)
         """Where the guest's address 0 is in this process."""
         self._limit(start)
         if kind.is_64:
@@ -170,9 +170,7 @@ class Window:
         """The linear memory's size now, in bytes, as the guest sees it."""
         if self._pages is not None:
             return self._pages.get() * WASM_PAGE
-        if isinstance(self._memory, wasmtime.SharedMemory):
-            return self._memory.data_len()
-        return self._memory.data_len(self._store)
+        return size_of(self._store, self._memory)
 
     def guest_address(self, address: AppAddress) -> AppAddress:
         """Return where the guest sees the chain's 32-bit app address `address`."""
@@ -293,11 +291,22 @@ class Window:
             os.close(self._file.descriptor)
             self._file = self._file._replace(descriptor=-1)
 
-    def vacate(self) -> None:
-        """Close the window, and give the memory back to the kernel: its guest is done with, and must not run again."""
+    def vacate(self, *, viewed: bool = False) -> None:
+        """Close the window, and give the memory back to the kernel: its guest is done with, and must not run again.
+
+        Args:
+            viewed: Whether there may be views of the linear memory: they show zeros from now on, and may be written to.
+
+        Raises:
+            UnsupportedError: The kernel has no room for that.
+        """
         self.close()
         self._file = None
-        unmap_fixed(self.base, self._end)
+        kept = self.memory_size if viewed else 0
+        if kept:
+            clear_fixed(self.base, kept)
+        if kept < self._end:
+            unmap_fixed(NativeAddress(self.base + kept), self._end - kept)
         if self._alias is not None:
             unmap_fixed(self._alias.base, WINDOW_END)
 

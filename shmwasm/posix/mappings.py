@@ -86,6 +86,21 @@ def unmap_fixed(address: NativeAddress, length: int) -> None:
         raise _mapping_error(ctypes.get_errno(), -1, length, writable=False)
 
 
+def clear_fixed(address: NativeAddress, length: int) -> None:
+    """Replace the pages of [`address`, `address + length`) by zeros that this process alone sees, and may write to.
+
+    Raises:
+        ArgumentError: The range is not made of OS pages.
+        UnsupportedError: The kernel has no room for so much memory; the range is as it was, or inaccessible.
+    """
+    _check_range(address, length, 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+    if _mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == _MAP_FAILED:
+        failure = ctypes.get_errno()
+        unmap_fixed(address, length)
+        raise _mapping_error(failure, -1, length, writable=True)
+
+
 def reserve_fixed(address: NativeAddress, length: int, descriptor: int, offset: int) -> None:
     """Map `descriptor` over the range with no access allowed yet; a later `mprotect` makes it shared memory in place.
 

@@ -103,6 +103,26 @@ def test_what_a_lot_leaves_is_bounded_and_its_rest_runs_in_another_worker(shared
         assert sorted(pool.map("leave", range(60), ordered=False)) == list(range(60))
 
 
+def test_each_memory_that_can_be_reached_is_given_back(shared_runtime: Runtime) -> None:
+    text = """(module
+      (import "env" "first" (memory $imported 16)) (import "env" "second" (memory $shared 16 16 shared))
+      (memory $exported (export "data") 16)
+      (memory (export "memory") 16) (export "again" (memory 3))
+      (func (export "fill") (param i32) (result i32)
+        (memory.fill $imported (i32.const 0) (i32.const 1) (i32.const 0x100000))
+        (memory.fill $shared (i32.const 0) (i32.const 1) (i32.const 0x100000))
+        (memory.fill $exported (i32.const 0) (i32.const 1) (i32.const 0x100000))
+        (memory.fill 3 (i32.const 0) (i32.const 1) (i32.const 0x100000))
+        (local.get 0)))"""
+    calls = 2 * MOST_RESIDENT // (1 << 20)
+    with shared_runtime.load(text, name="filling") as module, shared_runtime.pool(module, size=1, fresh=True) as pool:
+        maps = Path(f"/proc/{pool.instances[0].pid}/maps")
+        before = len(maps.read_text().splitlines())
+        assert list(pool.map("fill", range(calls))) == list(range(calls))
+        assert len(maps.read_text().splitlines()) < before + calls
+        assert pool.statistics().started == 1
+
+
 def take_address_space(_caller: Caller) -> None:
     """What a guest calls: leaves its process room for two more."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * OS_PAGE

@@ -11,7 +11,7 @@ import pytest
 
 from shmwasm.addresses import OS_PAGE, NativeAddress
 from shmwasm.errors import ArgumentError, ClosedError
-from shmwasm.posix.mappings import is_reserved, map_anywhere, map_fixed, open_fixed, reserve_fixed, unmap_fixed
+from shmwasm.posix.mappings import clear_fixed, is_reserved, map_anywhere, map_fixed, open_fixed, reserve_fixed, unmap_fixed
 from shmwasm.posix.segments import Segment
 
 SIZE = 4 * OS_PAGE
@@ -61,6 +61,16 @@ def test_reserved_range_is_told_beside_a_mapped_file_whose_name_is_no_text(segme
         with map_anywhere(file.fileno(), SIZE, writable=False):
             unmap_fixed(room, SIZE)
             assert is_reserved(room, SIZE)
+
+
+def test_cleared_range_holds_zeros_that_can_be_written_and_the_file_is_as_it_was(segment, room):
+    map_fixed(room, SIZE, segment.descriptor, writable=True)
+    ctypes.memset(room, 1, SIZE)
+    clear_fixed(NativeAddress(room + OS_PAGE), OS_PAGE)
+    assert ctypes.string_at(room + OS_PAGE - 1, 2) == b"\1\0"
+    assert ctypes.string_at(room + 2 * OS_PAGE - 1, 2) == b"\0\1"
+    ctypes.memset(room + OS_PAGE, 2, OS_PAGE)
+    assert os.pread(segment.descriptor, SIZE, 0) == b"\1" * SIZE
 
 
 def test_opened_range_holds_zeros_or_the_files_bytes(segment, room):
