@@ -30,7 +30,7 @@ from shmwasm.core import layout
 from shmwasm.core.requests import CELL
 from shmwasm.engine.guests import lacks_room
 from shmwasm.engine.traps import GuestTrapError
-from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, WorkerTrapError, to_wire
+from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, UnsupportedError, WorkerTrapError, to_wire
 from shmwasm.posix import bells
 from shmwasm.protocol import messages
 from shmwasm.worker.calls import INITIALIZE, RingCalls, error_of
@@ -199,7 +199,10 @@ class FreshCalls(RingCalls):
     def _make_next_guest(self) -> bool:
         """Make a guest, as the next call is to find it, or note down why that cannot be; return whether there is room for one."""
         self._guest.ignore_interruptions()
-        self._instance.retire()
+        try:
+            self._instance.retire()
+        except UnsupportedError:
+            return False
         if self._remains.are_too_many():
             return False
         has_room = True
@@ -211,7 +214,7 @@ class FreshCalls(RingCalls):
             self._prepare_guest()
         except ShmwasmError as failure:
             self._failure = failure
-            has_room = not (isinstance(failure, InstantiationError) and lacks_room(failure))
+            has_room = not lacks_room(failure)
         if self._limit is not None and self._limit.stop():
             self.watcher.meet()
         self._guest.resume_from_interruption()

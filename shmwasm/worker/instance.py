@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from shmwasm.addresses import WINDOW_END
-from shmwasm.engine.callers import Caller
+from shmwasm.engine.callers import Caller, Views
 from shmwasm.engine.guests import Guest, Nest
 from shmwasm.engine.heap_memory import check_memories, is_wide
 from shmwasm.engine.traps import GuestTrapError
@@ -85,6 +85,7 @@ class Instance:
         if message.grants:
             check_memories(ground.description, start, heap=message.grants[0].name)
         self._fresh = plan.fresh
+        self._views = Views()
         self._new_guest = partial(
             Guest,
             self.number,
@@ -121,11 +122,17 @@ class Instance:
         self._host.calls = self.calls
 
     def retire(self) -> None:
-        """Give the guest's memory back; nothing of the guest runs from now on. May be called twice."""
+        """Give the guest's memory back; nothing of the guest runs from now on. May be called twice.
+
+        Raises:
+            UnsupportedError: The kernel has no room for that.
+        """
         self.attachment.leave()
         guest, self._guest = self._guest, None
         if guest is not None:
-            guest.vacate()
+            self._views.end()
+            guest.vacate(viewed=self._views.were_lent)
+            self._views = Views()
 
     def renew(self) -> Guest:
         """Make another guest, all but attached to the chain, in place of one that was retired.
@@ -180,7 +187,11 @@ class Instance:
 
     def _new_caller(self) -> Caller:
         return Caller(
-            self.number, memory=lambda: self._running_guest().memory(), heaps=self.attachment.regions, is_64=self._is_64
+            self.number,
+            memory=lambda: self._running_guest().memory(),
+            heaps=self.attachment.regions,
+            is_64=self._is_64,
+            lend=None if self._fresh is None else self._views.lend,
         )
 
     def _running_guest(self) -> Guest:

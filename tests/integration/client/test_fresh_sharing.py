@@ -149,6 +149,52 @@ def test_64_bit_guests_keep_their_window(shared_runtime: Runtime, heap: SharedHe
         assert int.from_bytes(block.view[:4], "little") == 20
 
 
+kept_views: list[memoryview] = []
+"""What host functions of a worker keep."""
+
+
+def keep(caller: Caller, address: int) -> int:
+    """What a guest calls: keeps what it can see there, in several ways."""
+    view = caller.view(address, 4)
+    kept_views[:] = [view, caller.memory, view[:2], view.cast("I")]
+    return len(kept_views)
+
+
+def look(_caller: Caller, index: int) -> int:
+    """What a guest calls: tells what something shows that was kept, and writes there."""
+    found = kept_views[index][0]
+    kept_views[index][0] = 7
+    return int(found)
+
+
+@pytest.mark.usefixtures("importable_tests")
+@pytest.mark.parametrize("memory", ["1 4", "i64 1 4"])
+def test_views_that_a_host_function_keeps_end_with_the_call(shared_runtime: Runtime, memory: str) -> None:
+    address, convert = ("i64", "(i32.wrap_i64 (local.get 0))") if "i64" in memory else ("i32", "(local.get 0)")
+    text = f"""(module
+      (import "env" "keep" (func $keep (param {address}) (result i32)))
+      (import "env" "look" (func $look (param i32) (result i32)))
+      (memory (export "memory") {memory})
+      (data ({address}.const 16) "ABCD")
+      (func (export "keep") (param {address}) (result i32) (call $keep (local.get 0)))
+      (func (export "look") (param {address}) (result i32) (call $look {convert}))
+      (func (export "load") (param {address}) (result i32)
+        (drop (memory.grow ({address}.const 1))) (i32.load8_u (local.get 0))))"""
+    with (
+        shared_runtime.load(text, imports={"env": {"keep": keep, "look": look}}, name="keeping") as module,
+        shared_runtime.pool(module, size=1, fresh=True) as pool,
+    ):
+        for _ in range(3):
+            assert pool.submit("keep", 16).result(PATIENCE) == 4
+            for released in (0, 1):
+                with pytest.raises(errors.HostFunctionError, match="released"):
+                    pool.submit("look", released).result(PATIENCE)
+            assert pool.submit("look", 2).result(PATIENCE) == 0
+            assert pool.submit("look", 3).result(PATIENCE) == 7
+            assert list(pool.map("load", [16] * 10)) == [ord("A")] * 10
+        assert pool.statistics().started == 1
+
+
 def test_functions_of_the_client_see_the_memory_of_the_call(shared_runtime: Runtime, heap: SharedHeap) -> None:
     text = """(module
       (import "env" "tell" (func $tell (param i32) (result i32)))

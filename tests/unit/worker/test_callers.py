@@ -1,7 +1,9 @@
+from pickle import PickleBuffer
+
 import pytest
 
 from shmwasm import errors
-from shmwasm.engine.callers import Caller, Region
+from shmwasm.engine.callers import Caller, Region, Views
 
 MEMORY = 256
 HEAP_START = 0xFFFF_F000
@@ -74,3 +76,20 @@ def test_a_caller_is_closed_once_its_function_returned(caller, use):
         use(caller)
     with pytest.raises(errors.ClosedError):
         use(caller)
+
+
+def test_views_of_linear_memory_end_and_what_was_made_of_them_does_not(memory, heap):
+    views = Views()
+    caller = Caller(7, memory=lambda: memory[:], heaps=lambda: [Region(HEAP_START, heap)], lend=views.lend)
+    assert not views.were_lent
+    of_heap = caller.view(HEAP_START, 4)
+    assert not views.were_lent
+    whole, some, viewed = caller.memory, caller.view(8, 4), caller.view(8, 4)
+    assert views.were_lent
+    part, held = some[:2], PickleBuffer(viewed)
+    views.end()
+    for ended in (whole, some):
+        with pytest.raises(ValueError, match="released"):
+            ended[0]
+    part[0], viewed[1], of_heap[0] = 5, 6, 7
+    assert (memory[8], bytes(held)[1], heap[0]) == (5, 6, 7)
