@@ -240,8 +240,10 @@ class RingCallPath:
         self._side.share_memory(answered)
         self._ring.call_attention()
 
-    def wait_sent(self) -> None:
-        """Wait until all that was started has reached the ring, or will not any more."""
+    def waits_here(self) -> bool:
+        """Return whether the calling thread waits for a call of this path: it runs a signal's handler on top of that."""
+        return self._sleepers.here()
+
     def take_no_more(self) -> None:
         """Refuse every further call; those that were started end as ever."""
         with self._lock:
@@ -251,6 +253,8 @@ class RingCallPath:
 
         with self._lock:
             self._room.wait_for(lambda: not self._unsent)
+    def wait_sent(self) -> None:
+        """Wait until all that was started has reached the ring, or will not any more."""
 
     def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
         """Fail all that is under way, but for what ended before: the worker is gone.
@@ -437,12 +441,12 @@ class RingCallPath:
             raise self._refusal()
         if answer == layout.RING_FULL:
             answer = self._submit_when_there_is_room(request)
-        if answer & layout.RING_DOORBELL:
-            with self._lock:
         if answer == layout.RING_CLOSING:
             raise self._refusal()
                 self._wake_worker()
             # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
+        if answer & layout.RING_DOORBELL:
+            with self._lock:
             answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
         elif answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))

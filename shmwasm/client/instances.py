@@ -262,8 +262,13 @@ class Instance:
             self._gone.wait()
 
     def close(self) -> None:
-        """End the worker once the calls under way are done, and wait until it is gone. Twice is fine."""
-        self._receiver.check_may_block()
+        """End the worker once the calls under way are done, and wait until it is gone. Twice is fine.
+
+        Raises:
+            UnsupportedError: It would wait for ever: in a future's callback, in a host function that the instance waits for, or
+                in a signal's handler or finalizer that runs on top of a call of it. Nothing changed. (`kill` works there.)
+        """
+        self.check_may_close()
         with interrupts_put_off():
             if self._closed:
                 return
@@ -344,6 +349,24 @@ class Instance:
             )
 
     def address_of(self, block: Block) -> AppAddress:
+    def check_may_close(self) -> None:
+        """Raise if this thread cannot wait for the calls under way, one of which waits for it.
+
+        Raises:
+            UnsupportedError: See `close`.
+        """
+        self._receiver.check_may_block()
+        if self._closed or self._gone.is_set():
+            return
+        if threading.get_ident() in self._barred:
+            raise errors.UnsupportedError(
+                "closing the instance that called this host function", "its call has to end first, and waits for the function"
+            )
+        if self._path.waits_here():
+            raise errors.UnsupportedError(
+                f"closing {self!r} on top of a call of it", "the call has to end first, and waits for this handler or finalizer"
+            )
+
         """Return where this instance sees a block.
 
         Raises:
@@ -368,9 +391,9 @@ class Instance:
 
     def _wait_closed(self) -> None:
         """Wait until all that was started has ended, and so has the worker; interrupts end the wait even if they are put off."""
-        with interrupts_let_through():
         self._path.take_no_more()
             self._path.wait_sent()
+        with interrupts_let_through():
         with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
             self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))
 

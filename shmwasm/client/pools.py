@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 class PoolFuture(SafeFuture[Any]):
     """The future of a call of a pool; `cancel` succeeds until an instance has begun it."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__()
+    def __init__(self, dispatcher: Dispatcher, check_may_block: Callable[[], None]) -> None:
+        super().__init__(check_may_block)
         self._dispatcher = dispatcher
         self.job: weakref.ref[Job]
         """What the pool holds until it has ended."""
@@ -248,11 +247,14 @@ class InstancePool(Executor):
             cancel_futures: Whether to cancel the calls that have not begun.
 
         Raises:
-            UnsupportedError: It would wait in a future's callback. Nothing changed.
+            UnsupportedError: It would wait in a future's callback, or in a host function that one of the instances waits for.
+                Nothing changed.
         """
         if wait:
             self._receiver.check_may_block()
         self._dispatcher.shut(cancel=cancel_futures)
+            for instance in self._dispatcher.instances:
+                instance.check_may_close()
         if wait:
             self._finish()
         else:
@@ -282,20 +284,6 @@ class InstancePool(Executor):
         """Take the pool away from a forked child."""
         self._dispatcher.abandon(reason)
 
-    def _finish_later(self) -> Future[None]:
-        """End the pool in a thread of its own; return the future of that."""
-        finished: Future[None] = SafeFuture()
-
-        def finish() -> None:
-            try:
-                self._finish()
-            finally:
-                finished.set_result(None)
-
-        with interrupts_put_off():  # a thread whose start is interrupted may wait for its starter for ever
-            threading.Thread(target=finish, name="shmwasm-pool-shutdown", daemon=True).start()
-        return finished
-
     def _finish(self) -> None:
         ending = self._dispatcher.wait_done()
         for instance in list(ending):
@@ -306,7 +294,7 @@ class InstancePool(Executor):
             self._forget(self)
 
     def _job(self, fn: str, args: tuple[Value, ...], timeout: float | None, fuel: int | None) -> Job:
-        future = PoolFuture(self._dispatcher)
+        future = PoolFuture(self._dispatcher, self._receiver.check_may_block)
         job = Job(Request(fn, args, self._options.timeout if timeout is None else timeout, fuel), future)
         future.job = weakref.ref(job)
         return job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shmwasm import Instance, Runtime, errors
+from shmwasm import Instance, InstancePool, Runtime, errors, on_client
 from shmwasm.addresses import NativeAddress
 from shmwasm.client import sleeping
 from shmwasm.core import layout
@@ -132,3 +133,76 @@ def test_what_was_started_before_a_close_ends_and_what_comes_later_is_refused(ru
     for call in (lambda: add(1, 2), lambda: add(1, 2, timeout=1.0), lambda: add.submit(1, 2)):
         with pytest.raises(errors.ClosedError):
             call()
+
+
+@pytest.mark.parametrize("how", ["the instance", "the pool"])
+def test_a_host_function_is_refused_to_close_what_waits_for_it(runtime: Runtime, calling_text: str, how: str) -> None:
+    closes: list[Callable[[], None]] = []
+
+    def host(_caller: object, number: int, *_others: object) -> int:
+        with pytest.raises(errors.UnsupportedError, match="waits for the function"):
+            closes[0]()
+        return number
+
+    imports = {"env": {"host": on_client(host), "pair": on_client(lambda _: (1, 1.0)), "tell": on_client(lambda *_: None)}}
+    module = runtime.load(calling_text, imports=imports)
+    used: Instance | InstancePool = runtime.spawn(module) if how == "the instance" else runtime.pool(module, size=1)
+    closes.append(used.close if isinstance(used, Instance) else used.shutdown)
+    for number in range(2):
+        assert used.submit("host", number, 0, 0.0).result(PATIENCE) == number
+    closes[0]()
+
+
+def in_handler(action: Callable[[], object], work: Callable[[], object]) -> list[BaseException]:
+    """Do `work` in the main thread, and have a signal's handler do `action` on top of it; return what both raised, in order."""
+    raised: list[BaseException] = []
+
+    def handle(_number: int, _frame: object) -> None:
+        try:
+            action()
+        except errors.ShmwasmError as error:
+            raised.append(error)
+
+    former = signal.signal(signal.SIGUSR1, handle)
+    signalling = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+    signalling.start()
+    try:
+        work()
+    except errors.ShmwasmError as error:
+        raised.append(error)
+    finally:
+        signalling.join()
+        signal.signal(signal.SIGUSR1, former)
+    return raised
+
+
+def test_a_handler_on_top_of_a_call_is_refused_to_close_the_instance(runtime: Runtime, echo_text: str) -> None:
+    instance = runtime.spawn(runtime.load(echo_text))
+    refused, ended = in_handler(instance.close, lambda: instance.call("spin", timeout=0.5))
+    assert isinstance(refused, errors.UnsupportedError)
+    assert isinstance(ended, errors.CallTimeoutError)
+    assert instance.call("add", 1, 2) == 3
+
+
+def test_a_handler_on_top_of_a_call_may_kill_the_instance_and_close_it(runtime: Runtime, echo_text: str) -> None:
+    """The ring goes when the call has ended."""
+    instance = runtime.spawn(runtime.load(echo_text))
+    ring = instance.path._ring
+    there: list[bool] = []
+
+    def close() -> None:
+        instance.kill()
+        instance.close()
+        there.append(ring.descriptor >= 0)
+
+    (ended,) = in_handler(close, lambda: instance.call("spin"))
+    assert isinstance(ended, errors.WorkerLostError)
+    assert there == [True]
+    assert ring.descriptor < 0
+
+
+def test_a_handler_on_top_of_a_call_may_close_the_runtime(echo_text: str) -> None:
+    runtime = Runtime()
+    instance = runtime.spawn(runtime.load(echo_text))
+    (ended,) = in_handler(runtime.close, lambda: instance.call("spin"))
+    assert isinstance(ended, errors.WorkerLostError)
