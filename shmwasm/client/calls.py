@@ -89,6 +89,7 @@ class RingCallPath:
         preparation: Seconds that the worker may need before each call; they do not count for a call's time limit.
 
     Attributes:
+        check_may_block: Raises where nobody may wait for a call (see `Receiver`).
         when_ended: Called in the receiver thread for each asynchronous call that has ended, with the times (`time.monotonic_ns`)
             at which it was submitted and found to have ended.
     """
@@ -111,6 +112,7 @@ class RingCallPath:
         self._functions = functions
         self._names = dispatched(functions)
         self._receiver = receiver
+        self.check_may_block = receiver.check_may_block
         self._kill = kill
         self._translate = translate
         self._preparation = preparation
@@ -122,9 +124,9 @@ class RingCallPath:
         self._lost: Callable[[str | None], errors.ShmwasmError] | None = None
         self._running: str | None = None
         self._calls_before = 0
+        self._closing = False
         self._closed = False
         self.when_ended: Callable[[int, int], None] | None = None
-        self._closing = False
         self._ring = ClientRing(core, cells_of({name: functions[name] for name in self._names}))
         self._sleepers = Sleepers(self._ring, worker)
         self._ring.left_running = self._end_soon
@@ -251,10 +253,10 @@ class RingCallPath:
             self._ring.take_no_more()
             self._room.notify_all()
 
-        with self._lock:
-            self._room.wait_for(lambda: not self._unsent)
     def wait_sent(self) -> None:
         """Wait until all that was started has reached the ring, or will not any more."""
+        with self._lock:
+            self._room.wait_for(lambda: not self._unsent)
 
     def lose(self, build: Callable[[str | None], errors.ShmwasmError]) -> None:
         """Fail all that is under way, but for what ended before: the worker is gone.
@@ -443,10 +445,10 @@ class RingCallPath:
             answer = self._submit_when_there_is_room(request)
         if answer == layout.RING_CLOSING:
             raise self._refusal()
-                self._wake_worker()
-            # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
         if answer & layout.RING_DOORBELL:
             with self._lock:
+                self._wake_worker()
+            # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
             answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
         elif answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))

@@ -15,7 +15,8 @@ from shmwasm.client.asynchronous import Call
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import complete
-from shmwasm.client.futures import SafeFuture
+from shmwasm.client.futures import ReceivedFuture
+from shmwasm.engine.numbers import is_complex
 from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ _PLAIN: Final = frozenset({int, float})
 """Types whose values go as they are."""
 
 
-class CallFuture(SafeFuture[Any]):
+class CallFuture(ReceivedFuture[Any]):
     """The future of one call.
 
     `running()` tells whether the worker has taken the call, as of this moment. `cancel()` succeeds as long as it has not.
     """
 
     def __init__(self, path: RingCallPath) -> None:
-        super().__init__()
+        super().__init__(path.check_may_block)
         self._path = path
         self.call: Call
 
@@ -90,6 +91,8 @@ class BoundExport:
         for one in arguments:
             if type(one) not in _PLAIN:
                 address_of = self._address_of
+                if any(is_complex(one) for one in arguments):
+                    self._convert(arguments)  # tells which
                 return self._function(*[address_of(one) if isinstance(one, Block) else one for one in arguments])
         return self._function(*arguments)
 

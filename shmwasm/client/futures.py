@@ -10,6 +10,7 @@ these futures have a condition of ours, and give whoever waits for several an ev
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,30 @@ class SafeFuture(Future[T]):
         super().__init__()
         self._condition = cast("threading.Condition", Condition())
         self._waiters = _Waiters()
+
+
+class ReceivedFuture(SafeFuture[T]):
+    """A future of a call, which the receiver thread completes, and so cannot wait for.
+
+    Args:
+        check_may_block: Raises `UnsupportedError` in that thread.
+    """
+
+    def __init__(self, check_may_block: Callable[[], None]) -> None:
+        super().__init__()
+        self._check_may_block = check_may_block
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the call's result, or raise what it raised; raises `UnsupportedError` where that would wait for ever."""
+        if not self.done():
+            self._check_may_block()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, or None; raises `UnsupportedError` where that would wait for ever."""
+        if not self.done():
+            self._check_may_block()
+        return super().exception(timeout)
 
 
 class _Waiters(list[Any]):

@@ -14,6 +14,7 @@ from shmwasm import errors
 from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
+from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
 from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
@@ -322,7 +323,7 @@ class Instance:
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
-        await asyncio.to_thread(self.close)
+        await asyncio.wrap_future(in_background(self.close, "shmwasm-instance-close"))
 
     def __repr__(self) -> str:
         return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"
@@ -348,7 +349,6 @@ class Instance:
                 "calling the instance that called this host function", "it runs one call at a time, and waits for the function"
             )
 
-    def address_of(self, block: Block) -> AppAddress:
     def check_may_close(self) -> None:
         """Raise if this thread cannot wait for the calls under way, one of which waits for it.
 
@@ -367,6 +367,7 @@ class Instance:
                 f"closing {self!r} on top of a call of it", "the call has to end first, and waits for this handler or finalizer"
             )
 
+    def address_of(self, block: Block) -> AppAddress:
         """Return where this instance sees a block.
 
         Raises:
@@ -392,8 +393,8 @@ class Instance:
     def _wait_closed(self) -> None:
         """Wait until all that was started has ended, and so has the worker; interrupts end the wait even if they are put off."""
         self._path.take_no_more()
-            self._path.wait_sent()
         with interrupts_let_through():
+            self._path.wait_sent()
         with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
             self._connection.request(messages.Done, lambda number: messages.CloseInstance(request=number, instance=self.number))
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
+from shmwasm.client.background import in_background
 from shmwasm.client.columns import Source
 from shmwasm.client.connection import Receiver
-from shmwasm.client.futures import SafeFuture
+from shmwasm.client.futures import ReceivedFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-class PoolFuture(SafeFuture[Any]):
+class PoolFuture(ReceivedFuture[Any]):
     """The future of a call of a pool; `cancel` succeeds until an instance has begun it."""
 
     def __init__(self, dispatcher: Dispatcher, check_may_block: Callable[[], None]) -> None:
@@ -252,13 +253,13 @@ class InstancePool(Executor):
         """
         if wait:
             self._receiver.check_may_block()
-        self._dispatcher.shut(cancel=cancel_futures)
             for instance in self._dispatcher.instances:
                 instance.check_may_close()
+        self._dispatcher.shut(cancel=cancel_futures)
         if wait:
             self._finish()
         else:
-            self._finish_later()
+            in_background(self._finish, "shmwasm-pool-shutdown")
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> bool | None:
         self.shutdown(wait=True, cancel_futures=kind is not None)
@@ -271,7 +272,7 @@ class InstancePool(Executor):
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
         self._dispatcher.shut(cancel=kind is not None)
-        await asyncio.wrap_future(self._finish_later())
+        await asyncio.wrap_future(in_background(self._finish, "shmwasm-pool-shutdown"))
 
     def __repr__(self) -> str:
         return f"<pool of {self._options.least} instances>"

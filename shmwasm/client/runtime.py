@@ -16,6 +16,7 @@ from shmwasm import errors
 from shmwasm.addresses import HeapOffset
 from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
+from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Connection, Receiver, Reply
 from shmwasm.client.futures import SafeFuture
@@ -42,9 +43,9 @@ ENDING_PATIENCE = 1.0
 """Seconds that a close waits for the private coordinator to end. It goes on while another process, such as one that unpickled a
 block, is its client; then it is reaped later."""
 
-_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _log = logging.getLogger("shmwasm")
 
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _runtimes_lock = Lock()
 
 
@@ -399,7 +400,7 @@ class Runtime:
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
-        await asyncio.to_thread(self.close)
+        await asyncio.wrap_future(in_background(self.close, "shmwasm-runtime-close"))
 
     def open_by_token(self, token: str) -> SharedHeap:
         """Open a heap by its capability's token; the same heap object every time."""
@@ -553,7 +554,6 @@ class Runtime:
                 threading.Thread(target=self._process.wait, name="shmwasm-coordinator-end", daemon=True).start()
 
 
-def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:
 def _note_exit(instance: Instance, exit_signal: int | None, exit_code: int | None) -> None:
     """Tell an instance that its worker is gone. If that fails, which only a bug can, all others and the connection go on."""
     try:
@@ -562,6 +562,7 @@ def _note_exit(instance: Instance, exit_signal: int | None, exit_code: int | Non
         _log.critical("the end of %r could not be handled", instance, exc_info=True)
 
 
+def _await_instances(starts: Iterator[Future[Instance]]) -> list[Instance]:
     """Begin all, and return the instances once they are there. If one fails, or the wait is interrupted, each is ended."""
     starting: list[Future[Instance]] = []
     try:

@@ -35,8 +35,19 @@ SIGNED_FORMATS: Final[Mapping[str, str]] = MappingProxyType({"i32": "i12x", "i64
 """The same, integers signed."""
 
 
+def is_complex(value: object) -> bool:
+    """Return whether a number is a complex one, also of numpy: those become floats without their imaginary part."""
+    return isinstance(value, complex) or getattr(getattr(value, "dtype", None), "kind", "") == "c"
+
+
 def real_number(value: Any) -> float:
-    """Return `value` as a float; unlike `float` it does not read text. Raises whatever the value's own code does."""
+    """Return `value` as a float; unlike `float` it does not read text, or half of a complex number.
+
+    Raises:
+        TypeError: It is no real number. Or whatever the value's own code raises.
+    """
+    if is_complex(value):
+        raise TypeError("a complex number is no real one")
     return math.ldexp(value, 0)
 
 

@@ -66,7 +66,9 @@ class HostFunctions:
             multiprocessing.spawn.prepare(pickle.loads(plan.preparation))  # noqa: S301 - from a client of the same user
         except Exception as error:
             raise InstantiationError(
-                self._number, f"the main module cannot be imported in the worker: {_summary(error)}"
+                self._number,
+                f"the main module cannot be imported in the worker: {_summary(error)}; what it does "
+                'as a program belongs behind `if __name__ == "__main__":`, or the function on the client (`on_client`)',
             ) from error
 
     def _own_function(self, label: str, pickled: bytes) -> Callable[..., Any]:

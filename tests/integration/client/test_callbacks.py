@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import subprocess
@@ -40,6 +41,27 @@ def in_callback(instance: Instance) -> Callable[[Callable[[], object]], BaseExce
         return outcome.result(timeout=20)
 
     return run
+
+
+@pytest.mark.parametrize("wait", [operator.methodcaller("result"), operator.methodcaller("exception")])
+def test_a_call_that_is_waited_for_in_a_callback_is_refused_and_ends(
+    in_callback: Callable[[Callable[[], object]], BaseException | None],
+    instance: Instance,
+    shared_runtime: Runtime,
+    echo_module: Module,
+    wait: Callable[[Future[object]], object],
+) -> None:
+    with shared_runtime.pool(echo_module, size=1) as pool:
+        for submit in (instance.submit, pool.submit):
+            submitted: list[Future[object]] = []
+
+            def call(submit=submit, submitted=submitted) -> None:
+                submitted.append(submit("add", 1, 2))
+                wait(submitted[0])
+
+            error = in_callback(call)
+            assert error is None or isinstance(error, errors.UnsupportedError)  # it may have ended before
+            assert submitted[0].result(timeout=20) == 3
 
 
 def test_a_callback_that_exits_ends_neither_the_receiver_nor_other_calls(
