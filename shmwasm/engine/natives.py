@@ -7,7 +7,8 @@ it returns null, or a trap. A C function that takes one pointer and returns 0 is
 of both architectures it leaves the other arguments alone, and its 0, an `int`, fills the register that a null pointer is returned
 in. That much the conventions promise for the lower half of the register only. So it is tried at every start (see `selftest`).
 
-It must not fail where wasm calls it: -1 would be taken for a trap.
+It must not fail where wasm calls it: -1 would be taken for a trap. `sem_wait` fails where a signal's handler runs in its thread,
+so none must (see `posix.masks`).
 """
 
 from __future__ import annotations

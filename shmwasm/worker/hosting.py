@@ -12,6 +12,7 @@ from shmwasm.engine.guests import ImportName, converted_results
 from shmwasm.engine.modules import FunctionType, ModuleDescription
 from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.errors import HostFunctionError, InstantiationError, UnsupportedError
+from shmwasm.posix.masks import keep_signals_out, let_signals_in
 
 if TYPE_CHECKING:
     from shmwasm.engine.callers import Caller
@@ -80,8 +81,12 @@ class HostFunctions:
             ) from error
 
         def run(*arguments: float) -> Any:
-            with self._new_caller() as caller:
-                return function(caller, *arguments)
+            let_signals_in()  # it is like any Python program, and may start others, which inherit what is kept out
+            try:
+                with self._new_caller() as caller:
+                    return function(caller, *arguments)
+            finally:
+                keep_signals_out()
 
         return run
 

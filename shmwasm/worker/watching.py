@@ -36,6 +36,7 @@ from contextlib import contextmanager
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import ProtocolError
 from shmwasm.posix import futexes
+from shmwasm.posix.masks import keep_signals_out, let_signals_in
 from shmwasm.worker.leaving import give_up, leave
 
 
@@ -70,7 +71,8 @@ class Watcher:
         return futexes.Alarm(self._address, self._met)
 
     def start(self, channels: Sequence[int]) -> None:
-        """Start the thread, which looks at these channels, the client's among them."""
+        """Start the thread, which looks at these channels, the client's among them, and is who signals interrupt from now on."""
+        keep_signals_out()  # of the main thread: see `engine.natives`
         self._poll = select.epoll(len(channels) + 1)
         self._poll.register(self._eventfd, select.EPOLLIN)
         for channel in channels:
@@ -101,6 +103,7 @@ class Watcher:
         self._met = (self._met + 1) & 0xFFFF_FFFF
 
     def _watch(self) -> None:
+        let_signals_in()
         assert self._poll is not None
         while True:
             for number, what in self._poll.poll():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
+import signal
+import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +169,45 @@ def test_wasi_options_that_cannot_be_granted_are_named(shared_runtime: Runtime) 
     module = shared_runtime.load(HELLO)
     with pytest.raises(errors.ShmwasmError, match="/does/not/exist"):
         shared_runtime.spawn(module, wasi=WasiOptions(preopens={"/does/not/exist": "/data"}))
+
+
+SIGNALS: list[int] = []
+
+
+def ring_often(caller: Caller) -> None:
+    """What a guest calls: has this process signalled again and again."""
+    signal.signal(signal.SIGALRM, lambda number, _: SIGNALS.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+
+
+def rung(caller: Caller) -> int:
+    return len(SIGNALS)
+
+
+def children_mask(caller: Caller) -> int:
+    """What a guest calls: returns how many signals a program that is started here would not hear."""
+    text = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    return int(next(line for line in text.splitlines() if line.startswith("SigBlk")).split()[1], 16).bit_count()
+
+
+@pytest.mark.usefixtures("importable_tests")
+def test_a_host_function_may_handle_signals_which_end_neither_the_workers_sleep_nor_the_worker(shared_runtime: Runtime) -> None:
+    text = """(module
+      (import "env" "ring_often" (func $often)) (import "env" "rung" (func $rung (result i32)))
+      (import "env" "children_mask" (func $mask (result i32)))
+      (func (export "often") (call $often)) (func (export "rung") (result i32) (call $rung))
+      (func (export "mask") (result i32) (call $mask))
+      (func (export "spin") (loop $again (br $again))))"""
+    imports = {"env": {"ring_often": ring_often, "rung": rung, "children_mask": children_mask}}
+    with shared_runtime.load(text, imports=imports) as module, shared_runtime.spawn(module) as instance:
+        instance.call("often")
+        counted = [instance.call("rung")]
+        deadline = time.monotonic() + 30
+        while len(counted) < 20 and time.monotonic() < deadline:  # each time it has slept, and was signalled, before
+            threading.Event().wait(0.005)
+            counted.append(instance.call("rung"))
+        assert counted == sorted(counted)
+        assert counted[-1] >= 10
+        with pytest.raises(errors.CallTimeoutError):
+            instance.call("spin", timeout=0.05)
+        assert instance.call("mask") == 0
