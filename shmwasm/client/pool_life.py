@@ -32,8 +32,11 @@ FRESH_CALLS: Final = 500
 """How many fresh calls a worker runs before another one is made in its place: it keeps something of every guest that it has had.
 It could run twice as many (see `worker.fresh`), and so goes on until the other one is there."""
 
+FRESH_MEMORIES: Final = 8000
+"""How many memories those calls may have in all, if they have several each: half of what there are addresses for, too."""
+
 FRESH_LOT: Final = 64
-"""How many fresh calls a lot of a map has at most: a worker ends between two lots at the earliest."""
+"""How many fresh calls a lot of a map has at most: that many more than it should have may a worker be given."""
 
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 5.0
@@ -52,9 +55,14 @@ class PoolOptions:
     init: tuple[str, tuple[Value, ...]] | None = None
     fresh: bool = False
 
-    def is_worn(self, calls: int) -> bool:
-        """Return whether an instance that was given so many calls should have another one made in its place."""
-        return self.fresh and calls >= FRESH_CALLS
+    def is_worn(self, calls: int, memories: int) -> bool:
+        """Return whether an instance that was given so many calls should have another one made in its place.
+
+        Args:
+            calls: How many.
+            memories: How many memories its module has.
+        """
+        return self.fresh and (calls >= FRESH_CALLS or calls * memories >= FRESH_MEMORIES)
 
     @property
     def depth(self) -> int:
@@ -103,15 +111,14 @@ def pool_options(
             raise errors.ArgumentError(f"a pool's min_size of {least} is above its max_size of {most}")
     else:
         least = whole if max_size is None else 1
-    if on_trap not in {"keep", "replace"}:
-        raise errors.ArgumentError(f"on_trap must be 'keep' or 'replace', not {errors.shown(on_trap)}")
+    trapped = checks.choice(on_trap, "on_trap", "keep", "replace")
     return PoolOptions(
         least,
         most,
         timeout=checks.time_limit(timeout) or None,
         idle_timeout=checks.time_limit(idle_timeout) or None,
         recycle_after=None if recycle_after is None else checks.whole_number(recycle_after, "recycle_after", low=1),
-        on_trap="replace" if on_trap == "replace" else "keep",
+        on_trap="replace" if trapped == "replace" else "keep",
         init=_init(init),
         fresh=checks.flag(fresh, "fresh"),
     )

@@ -37,6 +37,8 @@ class Member:
     instance: Instance
     line: Line
     options: PoolOptions
+    memories: int
+    """How many its module has."""
     flights: list[Flight] = field(default_factory=list)
     """What it was given and has not ended: the first runs, as far as is known."""
     own: deque[Job] = field(default_factory=deque)
@@ -71,7 +73,7 @@ class Member:
     def take(self, calls: int) -> None:
         """Take note that it was given so many calls."""
         self.taken += calls
-        self.worn |= self.options.is_worn(self.taken)
+        self.worn |= self.options.is_worn(self.taken, self.memories)
 
 
 class Members:
@@ -153,7 +155,7 @@ class Members:
     def adopt(self, instance: Instance) -> None:
         """Take an instance that was made."""
         line = Line(instance, lambda flight, landing: self._notes.tell(self._landed, member, flight, landing))
-        member = Member(instance, line, self._options)
+        member = Member(instance, line, self._options, len(instance.module.compiled.report.memories))
         self._members[instance] = self._idle[instance] = member
         self.started += 1
         instance.when_gone = lambda: self._notes.tell(self._gone, member)

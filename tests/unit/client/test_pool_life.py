@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shmwasm.client.pool_life import (
     FRESH_CALLS,
+    FRESH_MEMORIES,
     GROW_AFTER,
     LONGEST_PAUSE,
     PATIENT_WITH,
@@ -53,6 +54,7 @@ def test_a_pool_has_the_sizes_that_it_was_given(given, sizes):
         {"max_size": 0},
         {"min_size": -1},
         {"on_trap": "ignore"},
+        {"on_trap": []},
         {"timeout": 0},
         {"idle_timeout": -1},
         {"recycle_after": 0},
@@ -134,9 +136,12 @@ def test_only_what_is_beyond_the_minimum_is_let_go():
 
 
 def test_only_an_instance_with_fresh_calls_wears_out():
-    assert not PoolOptions(1, 3).is_worn(1 << 30)
-    assert not PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS - 1)
-    assert PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS)
+    assert not PoolOptions(1, 3).is_worn(1 << 30, 100)
+    for memories in (0, 1, 16):
+        assert not PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS - 1, memories)
+        assert PoolOptions(1, 3, fresh=True).is_worn(FRESH_CALLS, memories)
+    assert not PoolOptions(1, 3, fresh=True).is_worn(FRESH_MEMORIES // 100 - 1, 100)
+    assert PoolOptions(1, 3, fresh=True).is_worn(FRESH_MEMORIES // 100, 100)
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))
