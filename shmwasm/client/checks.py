@@ -46,14 +46,28 @@ def flag(value: object, what: str) -> bool:
     return value
 
 
+def choice(value: object, what: str, *allowed: str) -> str:
+    """Return `value`, which must be one of a few strings; nothing of its own code runs."""
+    chosen = plain_text(value)
+    if chosen is None or chosen not in allowed:
+        raise ArgumentError(f"{what} must be {' or '.join(map(repr, allowed))}, not {shown(value)}")
+    return chosen
+
+
+def plain_text(value: object) -> str | None:
+    """Return a string as one of the type `str` itself, as messages need it; None if it is no string."""
+    return str.__str__(value) if isinstance(value, str) else None
+
+
 def text(value: object, what: str, *, longest: int) -> str:
     """Return `value`, which must have 1 to `longest` characters that can be written as UTF-8, none of them null."""
-    if not isinstance(value, str):
+    plain = plain_text(value)
+    if plain is None:
         raise ArgumentError(f"{what} must be a string, not {shown(value)}")
-    if not 0 < len(value) <= longest:
-        raise ArgumentError(f"{what} must have 1 to {longest} characters, not {len(value)}: {shown(value)}")
-    _check_characters(value, what)
-    return value
+    if not 0 < len(plain) <= longest:
+        raise ArgumentError(f"{what} must have 1 to {longest} characters, not {len(plain)}: {shown(value)}")
+    _check_characters(plain, what)
+    return plain
 
 
 def time_limit(value: object) -> float:

@@ -65,13 +65,13 @@ class HeapBook:
     ) -> SharedHeap:
         """Create a heap (see `Runtime.create_shared_heap`)."""
         size = _checked_size(size, pre_allocated, read_only=checks.flag(read_only, "read_only"))
-        if on_death not in ("keep", "free"):
-            raise errors.ArgumentError(f"on_death must be 'keep' or 'free', not {errors.shown(on_death)}")
+        free_on_death = checks.choice(on_death, "on_death", "keep", "free") == "free"
         for option, value in {"scrub": scrub, "remote_free": remote_free, "reserve": reserve, "prefault": prefault}.items():
             checks.flag(value, option)
-        if name is not None:
-            checks.text(name, "a heap's name", longest=LONGEST_NAME)
-        label = name or f"heap-{os.getpid()}-{os.urandom(3).hex()}"
+        if name is None:
+            label = f"heap-{os.getpid()}-{os.urandom(3).hex()}"
+        else:
+            label = checks.text(name, "a heap's name", longest=LONGEST_NAME)
 
         def make() -> SharedHeap:
             if pre_allocated is None:
@@ -92,7 +92,7 @@ class HeapBook:
                         read_only=read_only,
                         scrub=scrub,
                         owner_frees_only=not remote_free,
-                        free_on_death=on_death == "free",
+                        free_on_death=free_on_death,
                         prefault=prefault,
                     ),
                     [segment.descriptor],

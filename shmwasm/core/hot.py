@@ -58,14 +58,15 @@ def malloc_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Ca
     take, give = pool.pop, pool.append
     context, function, arity, trap = core.context, core.function, core.arity, core.trap
     call = invoke
+    usual = layout.MINIMUM_ALIGNMENT
 
     def prepare() -> Cells:
         cells = slot.new(3)
-        cells[0][2 * WORDS_PER_CELL] = layout.MINIMUM_ALIGNMENT
+        cells[0][2 * WORDS_PER_CELL] = usual
         return cells
 
-    def malloc(size: int, alignment: int = 16) -> int:
-        if alignment == 16:
+    def malloc(size: int, alignment: int = usual) -> int:
+        if alignment is usual:  # whatever else is equal to it may go slowly, and may run code of its own to say so
             try:
                 words, address = cells = take()
             except IndexError:

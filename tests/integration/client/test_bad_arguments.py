@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ class _HugeIndex:
 class _WrongIndex:
     def __index__(self) -> Any:
         return "1"  # noqa: PLE0305  what is wrong with it
+
+
+class _RaisingEqual(_RaisingIndex):
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError("from __eq__")
+
+    __hash__ = object.__hash__
 
 
 @dataclass
@@ -168,7 +176,7 @@ def _cases() -> Iterator[tuple[str, Attack, Sequence[Any]]]:  # noqa: PLR0915  o
     yield (
         "create_shared_heap(on_death)",
         lambda w, v: w.runtime.create_shared_heap(1, on_death=v),
-        (None, "x", 5, _RaisingIndex()),
+        (None, "x", 5, _RaisingEqual),
     )
     yield "create_shared_heap(on_death unhashable)", lambda w, v: w.runtime.create_shared_heap(1, on_death=v), ([], {})
     for option in ("read_only", "scrub", "remote_free", "reserve", "prefault"):
@@ -202,9 +210,11 @@ def _cases() -> Iterator[tuple[str, Attack, Sequence[Any]]]:  # noqa: PLR0915  o
         yield f"{start}(read_only)", lambda w, v, b=begin: b(w, w.module, shared_heap=w.heap, read_only=v), NO_FLAG
         yield f"{start}(quota)", lambda w, v, b=begin: b(w, w.module, quota=v), NO_COUNT
         yield f"{start}(wasi)", lambda w, v, b=begin: b(w, w.wasi_module, wasi=v), NO_WASI
+    yield "pool(on_trap)", lambda w, v: w.runtime.pool(w.module, on_trap=v), (None, "x", 5, _RaisingEqual)
+    yield "pool(on_trap unhashable)", lambda w, v: w.runtime.pool(w.module, on_trap=v), ([], {})
     yield "pool(size)", lambda w, v: w.runtime.pool(w.module, size=v), (*NO_COUNT[:8], 0, *NO_COUNT[9:])
     yield "malloc(size)", lambda w, v: w.heap.malloc(v), (*NO_COUNT, 0, 1 << 40, 1 << 32, 5 * SLAB_SIZE)
-    yield "malloc(alignment)", lambda w, v: w.heap.malloc(64, alignment=v), (*NO_COUNT, 0, 24, 1 << 17)
+    yield "malloc(alignment)", lambda w, v: w.heap.malloc(64, alignment=v), (*NO_COUNT, 0, 24, 1 << 17, _RaisingEqual)
     yield "malloc_address", lambda w, v: w.heap.malloc_address(v), NO_COUNT
     yield "preallocated malloc", lambda w, v: w.plain.malloc(v), (1, -1, "x", None)
     yield "preallocated free", lambda w, v: w.plain.free(v), ("w.block", 5, "x", None, 1 << 40, "w.plain_start")
@@ -278,6 +288,8 @@ def _parameters() -> Iterator[Any]:
 
 
 def _resolve(world: World, value: Any) -> Any:
+    if value is _RaisingEqual:
+        return value()  # here, as nobody else could compare it
     match value:
         case "w.block_inside":
             return world.block.address + 16
@@ -303,3 +315,13 @@ def test_a_bad_argument_is_a_named_error_and_changes_nothing(world: World, attac
     assert names in message or (isinstance(given, int) and hex(given) in message), message
     del caught
     world.check_that_nothing_changed()
+
+
+def test_names_and_choices_may_be_strings_of_types_of_their_own(runtime: Runtime) -> None:
+    class Name(StrEnum):
+        HEAP = "one"
+        FREE = "free"
+
+    with runtime.create_shared_heap(1, name=Name.HEAP, on_death=Name.FREE) as heap:
+        assert heap.name == "one"
+        assert runtime.open_shared_heap(Name.HEAP) is heap
