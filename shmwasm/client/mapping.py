@@ -120,6 +120,8 @@ class Mapping:
         self._instances = instances
         self._more = more
         self._check_may_block = check_may_block
+        self.interrupted = False
+        """Whether Ctrl-C, or the like, ended the wait for its results: then what runs is not wanted either."""
         self._lock = self._changed = Condition()
         self._end = source.total
         self._read = 0
@@ -261,18 +263,26 @@ class Mapping:
     def results(self) -> Iterator[Any]:
         """Give the results one by one; raise what a call raised when its turn comes."""
         try:
-            for segment in self.segments():
-                if segment.error is None:
-                    if segment.values is not None:
-                        yield from segment.values
-                    else:
-                        yield from unpack(segment.cells, self.wishes.results, segment.count, segment.capacity)
-                elif self.wishes.return_exceptions:
-                    yield segment.error
-                else:
-                    raise segment.error
+            yield from self._results()
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            self.interrupted = True
+            raise
         finally:
             self.close()
+
+    def _results(self) -> Iterator[Any]:
+        for segment in self.segments():
+            if segment.error is None:
+                if segment.values is not None:
+                    yield from segment.values
+                else:
+                    yield from unpack(segment.cells, self.wishes.results, segment.count, segment.capacity)
+            elif self.wishes.return_exceptions:
+                yield segment.error
+            else:
+                raise segment.error
 
     def fill(self) -> int:
         """Wait until all results are in the output; return how many.

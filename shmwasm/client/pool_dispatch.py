@@ -37,6 +37,9 @@ from shmwasm.client.pool_notes import Notes
 from shmwasm.client.pool_queue import PoolQueue
 from shmwasm.client.pool_statistics import PoolStatistics
 
+COMPLETION: Final = 5.0
+"""Seconds that a broadcast waits for instances that are being replaced."""
+
 SLOW: Final = 0.002
 """Seconds after which what waits behind a running call goes before what waits in the queue."""
 
@@ -150,14 +153,21 @@ class Dispatcher:
 
     def interrupt(self, job: Job) -> None:
         """End a call early that has begun."""
+        self._notes.tell(self._interrupt, lambda work: work is job)
 
-        def end() -> None:
-            for member in self._members:
-                for flight in member.flights:
-                    if flight.work is job:
-                        member.line.interrupt(flight)
+    def interrupt_all(self) -> None:
+        """End early whatever runs."""
+        self._notes.tell(self._interrupt, lambda _: True)
 
-        self._notes.tell(end)
+    def wait_complete(self) -> None:
+        """Wait, for some seconds at most, until there are as many instances as there are to be at least, or will not be."""
+
+        def is_complete() -> bool:
+            there = sum(member.instance.alive and not member.leaves for member in self._members)
+            return self._shut or self._members.failure is not None or there >= self._options.least
+
+        with self._notes.lock:
+            self._notes.lock.wait_for(is_complete, COMPLETION)
 
     def shut(self, *, cancel: bool) -> None:
         """Take nothing more; with `cancel`, cancel what has not begun."""
@@ -212,6 +222,15 @@ class Dispatcher:
             work = member.flights[1].work
             if isinstance(work, Lot) and work.mapping is mapping and self._take_back(member) is not None:
                 mapping.wants(work)
+        if mapping.interrupted:
+            self._interrupt(lambda work: isinstance(work, Lot) and work.mapping is mapping)
+
+    def _interrupt(self, is_unwanted: Callable[[Job | Lot], bool]) -> None:
+        """End early what runs of that kind."""
+        for member in self._members:
+            for flight in member.flights:
+                if is_unwanted(flight.work):
+                    member.line.interrupt(flight)
 
     def _close_doors(self, cancel: bool, cancelled: list[Job]) -> None:  # noqa: FBT001  one caller
         self._shut = True

@@ -129,14 +129,23 @@ class InstancePool(Executor):
         return [job.future for job in self._dispatcher.submit_to_all(make)]
 
     def broadcast(self, fn: str, /, *args: Value, timeout: float | None = None, fuel: int | None = None) -> list[Any]:
-        """Call the export `fn` once on each instance that is there now, and wait; return the results.
+        """Call the export `fn` once on each instance, and wait; return the results.
+
+        It waits for instances that are just being replaced; a pool that grows calls those that are there. If Ctrl-C ends the
+        wait, the calls end, too.
 
         Raises:
             ShmwasmError: What the first of the calls raised that did not return. All of them have ended.
         """
         self._receiver.check_may_block()
+        self._dispatcher.wait_complete()
         futures = self.submit_to_all(fn, *args, timeout=timeout, fuel=fuel)
-        wait(futures)
+        try:
+            wait(futures)
+        except BaseException:
+            with interrupts_put_off():
+                self._end_early(futures)
+            raise
         return [future.result() for future in futures]
 
     async def call_async(
@@ -262,6 +271,9 @@ class InstancePool(Executor):
             in_background(self._finish, "shmwasm-pool-shutdown")
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> bool | None:
+        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, or the like
+            self._dispatcher.shut(cancel=True)
+            self._dispatcher.interrupt_all()
         self.shutdown(wait=True, cancel_futures=kind is not None)
         return None
 
@@ -284,6 +296,12 @@ class InstancePool(Executor):
     def abandon(self, reason: str) -> None:
         """Take the pool away from a forked child."""
         self._dispatcher.abandon(reason)
+
+    def _end_early(self, futures: list[Future[Any]]) -> None:
+        """Cancel calls, or interrupt them."""
+        for future in futures:
+            if not future.cancel() and isinstance(future, PoolFuture) and (job := future.job()) is not None:
+                self._dispatcher.interrupt(job)
 
     def _finish(self) -> None:
         ending = self._dispatcher.wait_done()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed, wait
+from concurrent.futures import CancelledError, as_completed, wait
 
 import pytest
 
@@ -187,3 +190,60 @@ def test_a_pool_can_be_shut_down_again_whichever_step_ctrl_c_ended(own_bench: Be
     for _ in steps.chosen(shut_down, STEPS):
         pools[-1].shutdown()
         assert not any(instance.alive for instance in pools[-1].instances)
+
+
+@contextlib.contextmanager
+def interrupted_once_all_run(pool: InstancePool) -> Iterator[None]:
+    """Press Ctrl-C once all instances are busy with what is done here, which ends by that."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while pool.statistics().busy < pool.size and not over.wait(0.002):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(lambda pool: list(pool.map("loop", range(3))), id="map"),
+        pytest.param(lambda pool: list(pool.map("loop", range(3), ordered=False)), id="map, unordered"),
+        pytest.param(lambda pool: list(pool.map("loop", range(100_000))), id="map, in lots"),
+        pytest.param(lambda pool: pool.broadcast("loop", 1), id="broadcast"),
+    ],
+)
+def test_ctrl_c_ends_the_calls_that_a_pool_is_waited_for(shared_runtime: Runtime, work: Callable[[InstancePool], object]) -> None:
+    text = """(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
+      (func (export "loop") (param i32) (result i32) (loop $again (br $again)) (i32.const 0)))"""
+    with shared_runtime.load(text) as module, shared_runtime.pool(module, size=2) as pool:
+        with interrupted_once_all_run(pool):
+            work(pool)
+        assert pool.submit("add", 1, 2).result(PATIENCE) == 3
+        assert list(pool.map("add", range(10), range(10))) == list(range(0, 20, 2))
+        assert len(pool.broadcast("add", 1, 2)) == 2
+
+
+def test_ctrl_c_in_a_pools_block_ends_what_runs_there(shared_runtime: Runtime, echo_text: str) -> None:
+    with shared_runtime.load(echo_text) as module:
+        pool = shared_runtime.pool(module, size=1)
+        with interrupted_once_all_run(pool), pool:
+            calls = [pool.submit("spin") for _ in range(3)]
+            calls[0].result()
+        assert isinstance(calls[0].exception(PATIENCE), CancelledError)
+        assert all(call.cancelled() for call in calls[1:])
+
+
+def test_a_broadcast_waits_for_an_instance_that_is_being_replaced(shared_runtime: Runtime, echo_text: str) -> None:
+    with shared_runtime.load(echo_text) as module, shared_runtime.pool(module, size=2, recycle_after=2) as pool:
+        for _ in range(10):
+            assert pool.broadcast("add", 1, 2) == [3, 3]
