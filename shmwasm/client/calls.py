@@ -40,7 +40,7 @@ from shmwasm.core import layout
 from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
-from shmwasm.core.rings import ClientRing
+from shmwasm.core.rings import ClientRing, no_room
 from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Condition
@@ -135,14 +135,17 @@ class RingCallPath:
             # The completion is looked at before it is read, but the interrupt has a thread that waits for it.
             for flags in (os.EFD_NONBLOCK, 0):
                 self._events.append(os.eventfd(0, os.EFD_CLOEXEC | flags))
-        except OSError:
+            self._completion, self._interrupt = self._events
+            self._side = SideChannel(channel, receiver, host_function, kill)
+            self._ring.ask()
+            receiver.add(self)
+            self._side.open(messages.OpenRing(), [self._ring.descriptor, *self._events])
+        except BaseException as failure:
+            receiver.remove(self)
             self._release()
+            if isinstance(failure, OSError):
+                raise no_room(failure) from None
             raise
-        self._completion, self._interrupt = self._events
-        self._side = SideChannel(channel, receiver, host_function, kill)
-        self._ring.ask()
-        receiver.add(self)
-        self._side.open(messages.OpenRing(), [self._ring.descriptor, *self._events])
 
     @property
     def calls(self) -> int:

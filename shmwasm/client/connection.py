@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from shmwasm import errors
 from shmwasm.client.futures import SafeFuture
-from shmwasm.posix.channels import Channel
+from shmwasm.posix.channels import Channel, DescriptorsCutError
 from shmwasm.posix.conditions import Event, Lock
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import codec, messages
@@ -323,6 +323,8 @@ class Connection:
             message = codec.to_client.decode(payload)
         except TimeoutError:
             return True  # the descriptor was another channel's when the kernel reported it
+        except DescriptorsCutError as cut:
+            return self._handle_cut(cut)
         except errors.ShmwasmError as error:
             close_descriptors(received)
             self._lose(errors.CoordinatorLostError(str(error)))
@@ -385,15 +387,42 @@ class Connection:
         if isinstance(reply, messages.HeapOpened):
             heap = reply.heap.heap
             self.begin(lambda number: messages.CloseHeap(request=number, heap=heap))
+        elif isinstance(reply, messages.Spawned):
+            instance = reply.instance
+            self.begin(lambda number: messages.Kill(request=number, instance=instance))
 
-    def _answer(self, request: int, message: messages.CoordinatorToClient, received: list[int]) -> None:
+    def _handle_cut(self, cut: DescriptorsCutError) -> bool:
+        """Fail the one request whose answer came without its descriptors, as too many are open here; there may be room again."""
+        try:
+            message = codec.to_client.decode(cut.payload)
+        except errors.ShmwasmError as error:
+            self._lose(errors.CoordinatorLostError(str(error)))
+            return False
+        failure = errors.UnsupportedError("one more descriptor", "this process has too many open: see its limit on open files")
+        request = getattr(message, "request", None)
+        if request is None:
+            self._handle_event(message)  # it is about nothing that has descriptors
+        else:
+            self._answer(request, message, [], failure)
+        return True
+
+    def _answer(
+        self,
+        request: int,
+        message: messages.CoordinatorToClient,
+        received: list[int],
+        failure: errors.UnsupportedError | None = None,
+    ) -> None:
+        """End a request by its answer, or by `failure`: then what it brought is given back."""
         if isinstance(message, messages.HeapOpened | messages.ChainLaidOut):
             # Whoever asked may look at the answer only after the chains have moved again, which the next messages say.
             self._handle_event(message)
         with self._lock:
             future = self._pending.pop(request, None)
-        if future is None:
+        if future is None or failure is not None:
             self._refuse(message, received)
+            if future is not None:
+                future.set_exception(failure)
         elif isinstance(message, messages.Failed):
             close_descriptors(received)
             future.set_exception(error_of(message.code, message.facts))

@@ -98,7 +98,7 @@ class Instance:
             channel=channel,
             receiver=receiver,
             host_function=self._run_host_function,
-            kill=partial(_kill_soon, connection, spawned.instance),
+            kill=partial(kill_soon, connection, spawned.instance),
             translate=module.translate,
             # A worker that does not come back from preparing ends itself after the same grace.
             preparation=0.0 if fresh is None else (fresh.time_limit or 0.0) + GRACE,
@@ -284,7 +284,7 @@ class Instance:
     def dismiss(self) -> None:
         """End the worker and let go of the instance without waiting for either: nobody holds it."""
         self.when_gone = self.discard
-        _kill_soon(self._connection, self.number)
+        kill_soon(self._connection, self.number)
 
     def loss(self) -> errors.WorkerLostError:
         """Return what a call ends with that will not begin: the worker is gone, or is let go of."""
@@ -459,7 +459,7 @@ class Instance:
         return [Region(self.guest_address(heap.start), heap.view) for heap in self._heaps_of(self._shared_heap)]
 
 
-def _kill_soon(connection: Connection, instance: int) -> None:
+def kill_soon(connection: Connection, instance: int) -> None:
     """Have a worker killed without waiting for it: the receiver thread cannot."""
     connection.begin(lambda number: messages.Kill(request=number, instance=instance))
 

@@ -22,7 +22,7 @@ from shmwasm.client.connection import Connection, Receiver, Reply
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
-from shmwasm.client.instances import Instance
+from shmwasm.client.instances import Instance, kill_soon
 from shmwasm.client.modules import Imports, Module
 from shmwasm.client.pool_life import OnTrap, pool_options
 from shmwasm.client.pool_lines import prepared
@@ -500,20 +500,26 @@ class Runtime:
         fuel: int | None,
         fresh: messages.FreshCalls | None,
     ) -> Instance:
-        instance = Instance(
-            spawned,
-            Channel.from_descriptor(descriptor),
-            module,
-            core=self._allocator.core(),
-            shared_heap=shared_heap,
-            fuel=fuel,
-            fresh=fresh,
-            connection=self._connection,
-            receiver=self._receiver,
-            heaps_of=self._heaps.chain_of,
-            number_of=self._heaps.number_of,
-            forget=self._forget_instance,
-        )
+        channel = Channel.from_descriptor(descriptor)
+        try:
+            instance = Instance(
+                spawned,
+                channel,
+                module,
+                core=self._allocator.core(),
+                shared_heap=shared_heap,
+                fuel=fuel,
+                fresh=fresh,
+                connection=self._connection,
+                receiver=self._receiver,
+                heaps_of=self._heaps.chain_of,
+                number_of=self._heaps.number_of,
+                forget=self._forget_instance,
+            )
+        except BaseException:
+            channel.close()
+            kill_soon(self._connection, spawned.instance)
+            raise
         with self._lock:
             self._instances[instance.number] = instance
         return instance

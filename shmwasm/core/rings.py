@@ -485,12 +485,24 @@ class WorkerRing:
 
 
 def new_sealed_memory(name: str, size: int) -> int:
-    """Return the descriptor of new memory whose size nobody can change."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """Return the descriptor of new memory whose size nobody can change.
+
+    Raises:
+        UnsupportedError: There is no room.
+    """
     try:
-        os.ftruncate(descriptor, size)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(descriptor)
-        raise
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as failure:
+        raise no_room(failure) from None
     return descriptor
+
+
+def no_room(failure: OSError) -> UnsupportedError:
+    """Return the error for a ring, or what belongs to it, that the kernel refused."""
+    return UnsupportedError("one more instance", f"{failure.strerror}; see the limits on open files, on file sizes and on memory")

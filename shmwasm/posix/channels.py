@@ -65,11 +65,22 @@ _RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _PACKET_CUT: Final = int(socket.MSG_TRUNC)
 _DESCRIPTORS_CUT: Final = int(socket.MSG_CTRUNC)
+_CUT: Final = "a message's descriptors did not fit: it carries too many, or this process has too many open"
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 
 
 class _PacketTooLargeError(Exception):
     """The kernel can never send a packet of this size."""
+
+
+class DescriptorsCutError(ProtocolError):
+    """A message arrived without its descriptors: it had too many, or this process has too many open, for the moment perhaps.
+
+    Attributes:
+        payload: What the message says; nothing is missing there.
+    """
+
+    payload: bytes = b""
 
 
 class PeerCredentials(NamedTuple):
@@ -154,7 +165,8 @@ class Channel:
 
         Raises:
             ClosedError: This end is closed.
-            ProtocolError: The packet is malformed, or its descriptors did not fit into this process; they were closed.
+            DescriptorsCutError: Its descriptors did not fit into this process; those that did were closed.
+            ProtocolError: The packet is malformed; its descriptors were closed.
             TimeoutError: No message came in `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -275,17 +287,22 @@ def _open_packet(packet: bytes, descriptors: list[int], flags: int) -> tuple[byt
     """Return the payload and the caller's descriptors of a packet.
 
     Raises:
+        DescriptorsCutError: Not all descriptors arrived; those that did were closed.
         ProtocolError: The packet is malformed; its descriptors were closed.
     """
     try:
         in_memfd = _check_packet(packet, descriptors, flags)
-        if not in_memfd:
-            return packet[1:], descriptors
-        payload = _read_memfd(descriptors[0], *_SIZE.unpack(packet[1:]))
+        payload = _read_memfd(descriptors[0], *_SIZE.unpack(packet[1:])) if in_memfd else packet[1:]
     except BaseException:
         _close_all(descriptors)
         raise
-    os.close(descriptors.pop(0))
+    if in_memfd:
+        os.close(descriptors.pop(0))
+    if flags & _DESCRIPTORS_CUT:
+        _close_all(descriptors)
+        cut = DescriptorsCutError(_CUT)
+        cut.payload = payload
+        raise cut
     return payload, descriptors
 
 
@@ -295,13 +312,13 @@ def _check_packet(packet: bytes, descriptors: list[int], flags: int) -> bool:
     Raises:
         ProtocolError: The packet is malformed.
     """
-    if flags & _DESCRIPTORS_CUT:
-        raise ProtocolError("a message's descriptors did not fit: it carries too many, or this process has too many open")
     if flags & _PACKET_CUT:
         raise ProtocolError(f"a packet is larger than {MAXIMUM_INLINE} bytes")
     in_memfd = packet[:1] == _IN_MEMFD
     if not in_memfd and packet[:1] != _INLINE:
         raise ProtocolError(f"a packet starts with {packet[:9].hex()}, which no message does")
+    if in_memfd and flags & _DESCRIPTORS_CUT and not descriptors:
+        raise ProtocolError(_CUT)  # its payload is cut off, too
     if in_memfd and (len(packet) != 1 + _SIZE.size or not descriptors):
         raise ProtocolError("a packet announces a payload in memory, without its size or its descriptor")
     if len(descriptors) > MAXIMUM_DESCRIPTORS + in_memfd:

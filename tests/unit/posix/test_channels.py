@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
-from shmwasm.posix.channels import MAXIMUM_DESCRIPTORS, MAXIMUM_INLINE, Channel
+from shmwasm.posix.channels import MAXIMUM_DESCRIPTORS, MAXIMUM_INLINE, Channel, DescriptorsCutError
 
 
 @pytest.fixture
@@ -239,19 +239,23 @@ def test_more_descriptors_than_a_message_may_carry_are_closed(ends):
             right.receive(timeout=5)
 
 
-def test_descriptors_that_this_process_has_no_room_for_are_a_protocol_error(ends):
+@pytest.mark.parametrize("size", [1, MAXIMUM_INLINE + 1])
+def test_message_whose_descriptors_this_process_has_no_room_for_still_says_what_it_says(ends, size):
     left, right = ends
     with Path(os.devnull).open("rb") as file:
-        left.send(b"", [file.fileno()] * 10)
+        left.send(b"a" * size, [file.fileno()] * 10)
     lowest_free = os.dup(0)
     os.close(lowest_free)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
     try:
-        with pytest.raises(ProtocolError, match="too many open"):
+        with pytest.raises(DescriptorsCutError, match="too many open") as cut:
             right.receive(timeout=5)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert cut.value.payload == b"a" * size
+    left.send(b"b")
+    assert right.receive(timeout=5) == (b"b", [])
 
 
 def test_peer_is_told_by_the_kernel(ends):
