@@ -166,6 +166,8 @@ class Program:
             [sys.executable, str(HERE / "programs" / name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # They import each other, also where a program's own directory is not looked into (PYTHONSAFEPATH).
+            env=os.environ | {"PYTHONPATH": str(HERE / "programs")},
         )
         self.pid = self.process.pid
         self._received = b""
