@@ -41,7 +41,6 @@ from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
 from shmwasm.core.requests import EndedCall, Request, results_format
 from shmwasm.core.rings import ClientRing, no_room
-from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Condition
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
@@ -406,8 +405,7 @@ class RingCallPath:
     def _wake_worker(self) -> None:
         """Wake a worker that sleeps. The lock is held, so that the path is not closed."""
         if not self._closed:
-            bells.ring(self._ring.worker_bell)
-            self._sleepers.woke_worker()
+            self._sleepers.wake_worker()
 
     def _collect(self) -> bool:
         """End the asynchronous calls that have ended in the ring; return whether there were any."""
@@ -449,10 +447,7 @@ class RingCallPath:
         if answer == layout.RING_CLOSING:
             raise self._refusal()
         if answer & layout.RING_DOORBELL:
-            with self._lock:
-                self._wake_worker()
-            # At once: the kernel likes to run who was woken where the waker runs, which looking would keep it from.
-            answer = self._sleepers.sleep(request, lambda: self._look(request, clock))
+            answer = self._sleepers.wake_worker_and_wait(request, lambda: self._look(request, clock))
         elif answer == layout.RING_PENDING:
             answer = self._sleepers.wait(request, lambda: self._look(request, clock))
         if self._unsent:

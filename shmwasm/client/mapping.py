@@ -262,12 +262,16 @@ class Mapping:
 
     def results(self) -> Iterator[Any]:
         """Give the results one by one; raise what a call raised when its turn comes."""
+        results = self._watched_results()
+        next(results)
+        return results
+
+    def _watched_results(self) -> Iterator[Any]:
         try:
+            yield None  # what ends it after this, and be it before the first result, is noticed
             yield from self._results()
-        except (Exception, GeneratorExit):
-            raise
-        except BaseException:
-            self.interrupted = True
+        except BaseException as error:
+            self.leave(error)
             raise
         finally:
             self.close()
@@ -294,6 +298,11 @@ class Mapping:
             pass
         with self._lock:
             return self._end or 0
+
+    def leave(self, error: BaseException) -> None:
+        """Close, because of an error; if it is Ctrl-C, or the like, what runs ends, too."""
+        self.interrupted = not isinstance(error, (Exception, GeneratorExit))
+        self.close()
 
     def close(self) -> None:
         """Let go of what has not begun: nobody wants it any more."""

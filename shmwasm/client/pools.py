@@ -242,8 +242,8 @@ class InstancePool(Executor):
                 return mapping.results()
             count = mapping.fill()
             return out if count == len(out) else out[:count]
-        except BaseException:
-            mapping.close()
+        except BaseException as error:
+            mapping.leave(error)
             raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature

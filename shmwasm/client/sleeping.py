@@ -69,6 +69,7 @@ class Sleepers:
         self._ring = ring
         self._worker = worker
         self._bell = ring.end_bell
+        self._worker_bell = ring.worker_bell
         self._ring_bell = functools.partial(bells.ring, self._bell)
         self._places: dict[_Token, Callable[[], object] | None] = {}
         self._at_bell: dict[_Token, None] = {}
@@ -90,8 +91,9 @@ class Sleepers:
         me = get_ident()
         return any(thread != me for thread, _ in list(self._places))
 
-    def woke_worker(self) -> None:
-        """Take note that the worker is being woken, and settle whether it, and whoever waits, is to poll."""
+    def wake_worker(self) -> None:
+        """Wake the worker, and settle whether it, and whoever waits, is to poll. The ring is not taken away meanwhile."""
+        bells.ring(self._worker_bell)
         now = time.monotonic()
         self._may_poll = pollers.woke(self._ring, closely=now - self._last < CLOSELY)
         self._last = now
@@ -105,9 +107,12 @@ class Sleepers:
         """
         return self._wait(request, next_look, self._looked)
 
-    def sleep(self, request: Request, next_look: Callable[[], float | None]) -> int:
-        """Wait as `wait` does, but without looking first."""
-        return self._wait(request, next_look, _not_looked)
+    def wake_worker_and_wait(self, request: Request, next_look: Callable[[], float | None]) -> int:
+        """Wake the worker, which sleeps, and wait as `wait` does, but without looking first.
+
+        The kernel likes to run who was woken where the waker runs, which looking would keep it from.
+        """
+        return self._wait(request, next_look, self._rung)
 
     def end(self) -> None:
         """Let nobody wait any more: what has not ended now does not end."""
@@ -128,10 +133,14 @@ class Sleepers:
 
     def _unmap_if_left(self) -> None:
         with self._waking:
-            if self._unmap is not None and not self._places:
-                unmap, self._unmap = self._unmap, None
-                self._is_mapped = False
-                unmap()
+            if self._unmap is None:
+                return
+            self._is_mapped = False  # before the look: who comes after it sees this, and touches nothing
+            if self._places:
+                self._is_mapped = True
+                return
+            unmap, self._unmap = self._unmap, None
+            unmap()
 
     def _wait(self, request: Request, next_look: Callable[[], float | None], look: Callable[[Request], int]) -> int:
         token = (get_ident(), object())
@@ -150,6 +159,11 @@ class Sleepers:
             self._places.pop(token, None)
             if self._unmap is not None:
                 self._unmap_if_left()
+
+    def _rung(self, _request: Request) -> int:
+        if self._is_mapped:
+            self.wake_worker()
+        return layout.RING_PENDING
 
     def _looked(self, request: Request) -> int:
         """Look whether a call has ended, as long as that may be quicker than to sleep; return what the core answers."""
@@ -199,8 +213,3 @@ class Sleepers:
         if not self._over:
             futexes.wait32(*place, time.monotonic_ns() + int(seconds * _NS))
         return True
-
-
-def _not_looked(_request: Request) -> int:
-    """Look not at all whether a call has ended."""
-    return layout.RING_PENDING
