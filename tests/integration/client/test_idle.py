@@ -15,8 +15,8 @@ from shmwasm import Module, Runtime
 SECONDS = 10.0
 SETTLING = 30.0
 ONE_WAKE_UP = 5_000_000
-"""Nanoseconds, on a machine that is busy otherwise. The coordinator looks once, some seconds after a client has come, whether it has
-said hello."""
+"""Nanoseconds that one may take on a machine that is busy otherwise. The coordinator looks once, some seconds after a client has
+come, whether it has said hello."""
 
 
 @pytest.fixture
