@@ -84,3 +84,28 @@ def instance(shared_runtime: Runtime, echo_module: Module, heap: SharedHeap) -> 
     """An instance of `echo_module`, attached to `heap`."""
     with shared_runtime.spawn(echo_module, shared_heap=heap) as one:
         yield one
+
+
+COUNTING = """(module
+  (memory (export "memory") 1 10)
+  (global $count (mut i32) (i32.const 0))
+  (func $add (param i32) (global.set $count (i32.add (global.get $count) (local.get 0))))
+  (func $start (call $add (i32.const 1)))
+  (start $start)
+  (func (export "_initialize") (call $add (i32.const 10)))
+  (func (export "prepare") (param i32) (call $add (local.get 0)))
+  (func (export "count") (result i32) (call $add (i32.const 1000)) (global.get $count))
+  (func (export "same") (param i32) (result i32) (local.get 0))
+  (func (export "all") (param i32 i64 f32 f64) (result f64 f32 i64 i32)
+    (local.get 3) (local.get 2) (local.get 1) (local.get 0))
+  (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0)))
+  (func (export "divide") (param i32 i32) (result i32) (i32.div_s (local.get 0) (local.get 1)))
+  (func (export "spin") (loop $forever (br $forever))))"""
+"""A guest that counts what was run in it, each in a place of its own: start, `_initialize`, init, calls."""
+
+
+@pytest.fixture(scope="module")
+def counting(shared_runtime: Runtime) -> Iterator[Module]:
+    """Give a module whose instances count what was run in them, for the module's tests."""
+    with shared_runtime.load(COUNTING, name="counting") as module:
+        yield module
