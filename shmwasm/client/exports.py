@@ -91,10 +91,14 @@ class BoundExport:
         for one in arguments:
             if type(one) not in _PLAIN:
                 address_of = self._address_of
-                if any(is_complex(one) for one in arguments):
-                    self._convert(arguments)  # tells which
-                return self._function(*[address_of(one) if isinstance(one, Block) else one for one in arguments])
+                return self._function(*[address_of(one) if type(one) is Block else self._real(one) for one in arguments])
         return self._function(*arguments)
+
+    def _real(self, argument: Value) -> Value:
+        """Return an argument that is no block; raise unless its whole value is one number."""
+        if type(argument) not in _PLAIN and is_complex(argument):
+            self._convert([argument] * len(self.target.kind.parameters))  # tells why not
+        return argument
 
     def submit(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None, wait: bool = True) -> Future[Any]:
         """Start a call and return its future; takes and raises what `Instance.submit` does."""
