@@ -32,6 +32,7 @@ from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Lock
 from shmwasm.posix.listening import connect as connect_to
 from shmwasm.posix.processes import check_platform
+from shmwasm.posix.processors import usable_processors
 from shmwasm.posix.segments import Source
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
@@ -314,7 +315,7 @@ class Runtime:
             size=size,
             min_size=min_size,
             max_size=max_size,
-            usable=len(os.sched_getaffinity(0)),
+            usable=usable_processors(),
             timeout=timeout,
             idle_timeout=idle_timeout,
             recycle_after=recycle_after,

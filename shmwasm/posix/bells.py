@@ -19,16 +19,12 @@ from typing import Final
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import UnsupportedError
+from shmwasm.posix.timespecs import NS, Timespec, timespec
 
 SIZE: Final = 64
 """Bytes that a bell may take."""
 
-_NS: Final = 1_000_000_000
 _SHARED: Final = 1
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
 
 
 # Handles of our own, with the arguments that each call needs. Those that never sleep keep the interpreter's lock.
@@ -39,10 +35,10 @@ _ring = _quick["sem_post"]
 _ring.argtypes = [ctypes.c_void_p]
 _slow = ctypes.CDLL(None, use_errno=True)
 _timed_wait = _slow["sem_timedwait"]
-_timed_wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Timespec)]
+_timed_wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(Timespec)]
 _clock_wait = _slow["sem_clockwait"] if hasattr(_slow, "sem_clockwait") else None
 if _clock_wait is not None:
-    _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
+    _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(Timespec)]
 
 
 @functools.cache  # asked for before a fork, it costs the child nothing
@@ -99,6 +95,5 @@ def wait_by_wall_clock(address: NativeAddress, seconds: float) -> bool:
     return rung
 
 
-def _after(seconds: float, clock: int) -> _Timespec:
-    until = time.clock_gettime_ns(clock) + int(seconds * _NS)
-    return _Timespec(until // _NS, until % _NS)
+def _after(seconds: float, clock: int) -> Timespec:
+    return timespec(time.clock_gettime_ns(clock) + int(seconds * NS))

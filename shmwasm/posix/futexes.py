@@ -39,6 +39,7 @@ from typing import Final, NamedTuple
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import UnsupportedError
+from shmwasm.posix.timespecs import Timespec, timespec
 
 MOST_WAKES: Final = (1 << 31) - 1
 """The kernel counts the woken in an `int`."""
@@ -54,11 +55,6 @@ _ANY_BIT: Final = 0xFFFF_FFFF
 _FUTEX2_SIZE_U32: Final = 2
 _FUTEX2_PRIVATE: Final = 128
 _CLOCK_MONOTONIC: Final = 1
-_NS: Final = 1_000_000_000
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
 
 
 class _Waiter(ctypes.Structure):
@@ -84,7 +80,7 @@ _futex_wait.argtypes = [
     ctypes.c_void_p,
     ctypes.c_int,
     ctypes.c_uint32,
-    ctypes.POINTER(_Timespec),
+    ctypes.POINTER(Timespec),
     ctypes.c_void_p,
     ctypes.c_uint32,
 ]
@@ -95,7 +91,7 @@ _futex_waitv.argtypes = [
     ctypes.c_void_p,
     ctypes.c_uint,
     ctypes.c_uint,
-    ctypes.POINTER(_Timespec),
+    ctypes.POINTER(Timespec),
     ctypes.c_int,
 ]
 
@@ -223,8 +219,8 @@ def _load64(address: NativeAddress) -> int:
     return ctypes.c_uint64.from_address(address).value  # one aligned load: never half of a store
 
 
-def _timespec(deadline: int | None) -> _Timespec | None:
-    return None if deadline is None else _Timespec(*divmod(max(deadline, 0), _NS))
+def _timespec(deadline: int | None) -> Timespec | None:
+    return None if deadline is None else timespec(max(deadline, 0))
 
 
 def _ended(failure: int) -> Wait | None:

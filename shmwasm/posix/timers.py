@@ -7,20 +7,16 @@ import os
 from typing import Final
 
 from shmwasm.errors import UnsupportedError
+from shmwasm.posix.timespecs import NS, Timespec, timespec
 
 _CLOCK_MONOTONIC: Final = 1
 _TFD_CLOEXEC: Final = 0o2000000
-_NS: Final = 1_000_000_000
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
 class _Setting(ctypes.Structure):
     """The kernel's `struct itimerspec`."""
 
-    _fields_ = (("interval", _Timespec), ("first", _Timespec))
+    _fields_ = (("interval", Timespec), ("first", Timespec))
 
 
 # Handles of our own, with the arguments that each call needs.
@@ -67,5 +63,5 @@ class Timer:
         os.close(self._descriptor)
 
 
-def _timespec(seconds: float) -> _Timespec:
-    return _Timespec(*divmod(max(int(seconds * _NS), 1), _NS))
+def _timespec(seconds: float) -> Timespec:
+    return timespec(max(int(seconds * NS), 1))
