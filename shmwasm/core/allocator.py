@@ -26,6 +26,7 @@ import wasmtime
 from shmwasm.addresses import AppAddress, NativeAddress, address32, round_up, unsigned32
 from shmwasm.core import layout
 from shmwasm.core.calls import CoreFunction
+from shmwasm.core.dispatching import CORE_IMPORTS
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError, shown
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
@@ -72,9 +73,6 @@ INVARIANTS: Final = {
     layout.BROKEN_RUN_CACHE: "a cached run is a free run of its owner",
 }
 """What should hold, by what `verify` found broken."""
-
-
-RING_FUNCTIONS: Final = ("ring_next", "ring_end", "ring_park", "ring_unpark")
 
 
 class AllocatorStatistics(NamedTuple):
@@ -152,8 +150,6 @@ class Core:
         self._closed: str | None = None
         exports = wasmtime.Instance(store, module, _imports(store, module, weakref.ref(self))).exports(store)
         functions = {name: item for name, item in exports.items() if isinstance(item, wasmtime.Func) and name is not None}
-        self.ring_exports: dict[str, wasmtime.Func | wasmtime.Memory] = {name: functions[name] for name in RING_FUNCTIONS}
-        """What a dispatcher in the same store imports, by name."""
         self._functions = {name: CoreFunction(store, item, self.lock) for name, item in functions.items()}
         self.guest_functions: dict[str, wasmtime.Func] = {name: functions[name] for name in GUEST_FUNCTIONS}
         """To be linked as imports of guests in the same store, by name."""
@@ -161,7 +157,10 @@ class Core:
         """What 64-bit guests get instead under the same names."""
         memory = exports["memory"]
         assert isinstance(memory, wasmtime.Memory)
-        self.ring_exports["memory"] = memory
+        self.ring_exports: dict[str, wasmtime.Func | wasmtime.Memory] = {
+            name: memory if name == "memory" else functions[name] for name in CORE_IMPORTS
+        }
+        """What a dispatcher in the same store imports, by name and in its order."""
         self._base = ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
         # One view of all that there ever can be: ctypes makes a new type for each length, which only the garbage collector takes.
         self._memory = memoryview((ctypes.c_char * layout.WINDOW_END).from_address(self._base)).cast("B")

@@ -26,7 +26,6 @@ import wasmtime
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
 from shmwasm.core.calls import one_at_a_time
-from shmwasm.core.dispatching import CORE_IMPORTS
 from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix import bells
@@ -411,7 +410,7 @@ class WorkerRing:
 
     def imports(self) -> dict[str, wasmtime.Func | wasmtime.Memory]:
         """Return what a dispatcher imports from `dispatching.CORE`, by name and in its order."""
-        return {name: self._core.ring_exports[name] for name in CORE_IMPORTS}
+        return self._core.ring_exports
 
     def memory(self) -> memoryview:
         """Return all of the ring, as bytes, until it is closed."""
