@@ -18,13 +18,15 @@ import threading
 import time
 from _thread import LockType, allocate_lock
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shmwasm.posix.signals import handle_interrupts, interrupts_let_through, know_main_thread, put_off_interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+_FIRST_SLEEP: Final = 0.01
 
 
 class Lock:
@@ -141,7 +143,18 @@ def _new_waiter() -> LockType:
 
 
 def _wait(waiter: LockType, timeout: float | None) -> bool:
-    return waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+    """Take a lock once somebody lets go of it, or give up after so many seconds; return whether it was taken.
+
+    A signal ends no sleep that it came just before, nor one in this thread that another thread was sent it for; Python would then
+    run its handler after the sleep. Each sleep therefore takes as long as all before it: no handler comes later than twice.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    sleep = _FIRST_SLEEP
+    while until is None or time.monotonic() + sleep < until:
+        if waiter.acquire(timeout=min(sleep, threading.TIMEOUT_MAX)):
+            return True
+        sleep *= 2
+    return waiter.acquire(timeout=max(0.0, until - time.monotonic()))
 
 
 def _take_out(waiters: deque[LockType], waiter: LockType) -> None:

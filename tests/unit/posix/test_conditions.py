@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import signal
 import threading
 import time
@@ -34,16 +36,35 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def press_ctrl_c_when(ready: Callable[[], object]) -> threading.Thread:
-    """Have SIGINT sent to the main thread once something is so."""
+def send_ctrl_c() -> None:
+    """Send SIGINT to the main thread."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def press_ctrl_c_when(ready: Callable[[], object], press_it: Callable[[], object] = send_ctrl_c) -> threading.Thread:
+    """Have Ctrl-C pressed once something is so."""
 
     def press() -> None:
         until = time.monotonic() + PATIENCE
         while not ready() and time.monotonic() < until:
             time.sleep(0.001)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        press_it()
 
     return in_thread(press)
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+@pytest.mark.parametrize("waited_for", [Event, Condition])
+def test_a_signal_that_came_just_before_the_sleep_ends_it_too(waited_for, timeout) -> None:
+    """Then Python knows of the signal, and the system call that sleeps does not."""
+    what = waited_for()
+    pressing = press_ctrl_c_when(lambda: what._waiters, ctypes.pythonapi.PyErr_SetInterrupt)
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), what if waited_for is Condition else contextlib.nullcontext():
+        what.wait(timeout)
+    assert time.monotonic() - before < PATIENCE
+    pressing.join()
+    assert not what._waiters
 
 
 def test_a_lock_lets_one_thread_in_at_a_time() -> None:

@@ -6,11 +6,35 @@ import os
 import signal
 import threading
 import weakref
+from collections.abc import Callable
 
 import pytest
 
 from shmwasm.posix import conditions  # noqa: F401  which says who the main thread is
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
+
+
+@pytest.fixture
+def handle():
+    """Have signals handled until the test ends."""
+    before: dict[int, object] = {}
+
+    def handle(number: int, handler: Callable[[int, object], object]) -> None:
+        previous = signal.signal(number, handler)
+        before.setdefault(number, previous)
+
+    yield handle
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raising(error: BaseException) -> Callable[[int, object], object]:
+    """Return a handler that raises."""
+
+    def handler(*_: object) -> None:
+        raise error
+
+    return handler
 
 
 def test_ctrl_c_comes_after_what_it_must_not_end() -> None:
@@ -179,3 +203,100 @@ def test_a_forked_child_has_its_own_main_thread() -> None:
     thread.start()
     thread.join()
     assert statuses == [0]
+
+
+# ---------------------------------------------------------------- other signals
+
+
+INTERRUPTING = [signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPROF]
+
+
+@pytest.mark.parametrize("number", INTERRUPTING, ids=lambda number: number.name)
+def test_a_signal_whose_handler_raises_comes_after_what_it_must_not_end(handle, number) -> None:
+    """Time limits of tests raise from SIGALRM, supervisors' requests from SIGTERM, those of task queues from SIGUSR1."""
+    steps = []
+    handle(number, raising(TimeoutError(number)))
+
+    def interrupted() -> None:
+        with interrupts_put_off():
+            signal.raise_signal(number)
+            steps.append("after the signal")
+
+    with pytest.raises(TimeoutError):
+        interrupted()
+    assert steps == ["after the signal"]
+    with pytest.raises(TimeoutError):
+        signal.raise_signal(number)
+
+
+def test_signals_that_were_put_off_together_are_all_handled_once_even_if_one_raises(handle) -> None:
+    handled = []
+
+    def note(number: int, _frame: object) -> None:
+        handled.append(number)
+        raise InterruptedError(number)
+
+    for number in INTERRUPTING:
+        handle(number, note)
+
+    def interrupted() -> None:
+        with interrupts_put_off():
+            for number in INTERRUPTING * 2:
+                signal.raise_signal(number)
+            assert not handled
+
+    with pytest.raises(InterruptedError):
+        interrupted()
+    assert sorted(handled) == sorted(INTERRUPTING)
+
+
+def test_a_signal_that_does_not_interrupt_is_handled_at_once(handle) -> None:
+    handled = []
+    handle(signal.SIGCHLD, lambda number, _: handled.append(number))
+    with interrupts_put_off():
+        signal.raise_signal(signal.SIGCHLD)
+        assert handled == [signal.SIGCHLD]
+
+
+def test_a_handler_may_put_signals_off_itself(handle) -> None:
+    handled = []
+
+    def nested(number: int, _frame: object) -> None:
+        with interrupts_put_off():
+            signal.raise_signal(signal.SIGALRM)
+            handled.append(number)
+
+    handle(signal.SIGTERM, nested)
+    handle(signal.SIGALRM, lambda number, _: handled.append(number))
+    with interrupts_put_off():
+        signal.raise_signal(signal.SIGTERM)
+    assert handled == [signal.SIGTERM, signal.SIGALRM]
+    assert signal.getsignal(signal.SIGTERM) is nested
+
+
+def test_ctrl_c_at_any_step_leaves_the_handlers_of_all_signals(steps, handle) -> None:
+    handled: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        with interrupts_put_off():
+            handled.append(number)
+
+    for number in INTERRUPTING:
+        handle(number, note)
+
+    def work() -> None:
+        with interrupts_put_off(), interrupts_put_off():
+            signal.raise_signal(signal.SIGTERM)
+            with interrupts_let_through():
+                signal.raise_signal(signal.SIGALRM)
+            signal.raise_signal(signal.SIGUSR1)
+
+    for step in steps.chosen(work, 1 << 30):
+        with interrupts_put_off():
+            pass  # what Ctrl-C kept from being handled now is handled the next time
+        handled.clear()
+        for number in INTERRUPTING:
+            signal.raise_signal(number)
+        assert handled == INTERRUPTING, step
+        assert [signal.getsignal(number) for number in INTERRUPTING] == [note] * len(INTERRUPTING), step
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, step
