@@ -252,7 +252,7 @@ class Core:
                     break
                 start = end
             if start + length > layout.WINDOW_END:
-                raise UnsupportedError("one more heap or instance", f"the allocator has no room to map its segment of {size} bytes")
+                raise UnsupportedError("one more heap or instance", f"the allocator has no room to map its {size} bytes")
             map_fixed(NativeAddress(self._base + start), length, descriptor, writable=True)
             self._windows[start] = start + length
         return start
