@@ -29,8 +29,7 @@ from shmwasm.posix.programs import start_program
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
 from shmwasm.protocol.messages import COORDINATOR
-
-PATIENCE = 30.0
+from waiting import PATIENCE
 
 
 class WorkerHandle:
