@@ -217,7 +217,7 @@ def prepared(spawned: Future[Instance], options: PoolOptions) -> Future[Instance
             return
         instance = done.result()
         try:
-            running = instance.submit(name, *arguments, timeout=options.timeout)
+            running = instance.submit(name, *arguments, timeout=options.preparation_timeout)
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
             instance.dismiss()
             ready.set_exception(error)
