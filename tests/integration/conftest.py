@@ -20,8 +20,8 @@ from shmwasm.core.rings import ClientRing
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType, deserialize
+from shmwasm.engine.nests import new_store
 from shmwasm.engine.wasi import compile_adapters
 from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
