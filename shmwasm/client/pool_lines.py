@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from shmwasm import errors
 from shmwasm.client import checks
-from shmwasm.client.arguments import Value, results_of
+from shmwasm.client.arguments import results_of
 from shmwasm.client.asynchronous import BatchCall, Call
 from shmwasm.client.calls import new_clock
 from shmwasm.client.columns import pack
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot
+from shmwasm.client.pool_exports import Request
 from shmwasm.client.pool_life import PoolOptions
 from shmwasm.core import layout
 
@@ -24,15 +25,6 @@ _BUFFERS: Final = list(range(layout.RING_BATCH_BUFFERS))
 _ENDED_BUFFER: Final = -1
 _LOSSES: Final = (errors.WorkerLostError, errors.ClosedError, errors.CoordinatorLostError)
 """What ends whatever an instance has, whether it has begun or not."""
-
-
-class Request(NamedTuple):
-    """One call."""
-
-    export: str
-    arguments: tuple[Value, ...]
-    timeout: float | None
-    fuel: int | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -107,15 +99,23 @@ class Line:
         self._buffers = list(_BUFFERS)
 
     def give_call(self, flight: Flight, request: Request) -> None:
-        """Start a call; raises what `Instance.submit` does."""
+        """Start a call.
+
+        Raises:
+            ArgumentError: The instance does not see a block that is passed.
+            ClosedError: The instance was closed.
+        """
         bound = self._instance.exports[request.export]
+        numbers = request.numbers
+        if numbers is None or self._instance.module.metered:
+            numbers = bound.numbers(request.arguments, request.fuel)
 
         def ended(results: list[int | float] | None, error: BaseException | None) -> None:
             if not flight.taken_back:
                 landing = Landing(1, results_of(results or [])) if error is None else self._failure(flight, error)
                 self._landed(flight, landing)
 
-        flight.call = Call(bound.target, bound.numbers(request.arguments, request.fuel), new_clock(request.timeout), ended)
+        flight.call = Call(bound.target, numbers, new_clock(request.timeout or None), ended)
         self._instance.require_open()
         self._path.start(flight.call)
 
@@ -217,7 +217,7 @@ def prepared(spawned: Future[Instance], options: PoolOptions) -> Future[Instance
             return
         instance = done.result()
         try:
-            running = instance.submit(name, *arguments, timeout=options.timeout)
+            running = instance.submit(name, *arguments, timeout=options.preparation_timeout)
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
             instance.dismiss()
             ready.set_exception(error)

@@ -85,7 +85,7 @@ class ClientRing:
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
-            self.address = core.map_metadata(self.descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(self.descriptor, layout.RING_SIZE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -295,7 +295,7 @@ class ClientRing:
             self._retire("is closed")
             if self.descriptor < 0:
                 return
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self._buffers.close()
             self._close_descriptor()
             for pool in (*self._hot_pools, *self._pools.values(), self._batches, [self._collector]):
@@ -406,11 +406,11 @@ class WorkerRing:
             seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
             if seals & _SEALS != _SEALS:
                 raise ProtocolError("the client sent a call ring whose size is not sealed")
-            self.address = core.map_metadata(descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(descriptor, layout.RING_SIZE)
         except (OSError, ArgumentError) as failure:
             raise ProtocolError(f"the client sent a call ring that cannot be mapped: {failure}") from None
         if not core.call("ring_is_sound", self.address):
-            core.unmap_metadata(self.address)
+            core.unmap_segment(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
         self._taken = core.view(self.address + _TAKEN, 4).cast("I")
         self._attention = core.view(self.address + _ATTENTION, 4).cast("I")
@@ -488,7 +488,7 @@ class WorkerRing:
     def close(self) -> None:
         """Drop the ring. May be called twice."""
         if self.address:
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self.address = 0
 
 
