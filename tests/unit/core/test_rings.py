@@ -22,6 +22,7 @@ from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
 from shmwasm.engine.modules import FunctionType
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
 from shmwasm.posix import bells
+from waiting import PATIENCE, eventually
 
 ADD = FunctionType(("i32", "i32"), ("i32",))
 SWAP = FunctionType(("i64", "f64"), ("f64", "i64"))
@@ -31,9 +32,6 @@ GUEST = """(module
   (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
   (func (export "swap") (param i64 f64) (result f64 i64) (local.get 1) (local.get 0))
   (func (export "nothing")))"""
-
-
-PATIENCE = 30.0
 
 
 class FinishedError(Exception):
@@ -243,11 +241,9 @@ def test_hot_function_sleeps_without_another_look_where_its_worker_sleeps(pair):
     swap, nothing = (pair.client.call_function(number, kind, list, sleep, finish) for number, kind in ((1, SWAP), (2, NOTHING)))
     with sleeping_worker(pair):
         for number in range(100):
-            while not pair.client.is_parked():
-                time.sleep(0)
+            eventually(pair.client.is_parked)
             assert swap(number, 0.5) == [0.5, number]
-            while not pair.client.is_parked():
-                time.sleep(0)
+            eventually(pair.client.is_parked)
             assert nothing() is None
     assert slept == list(range(200))
 
