@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ from shmwasm.engine.modules import FunctionType
 from shmwasm.posix import bells, futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
+from waiting import PATIENCE, eventually
 
-PATIENCE = 10.0
 INSTANCE, PID = 7, 4321
 NUMBER = FunctionType(("i32",), ("i32",))
 FUNCTIONS = {
@@ -204,14 +204,6 @@ def bench(cores: tuple[Core, Core]) -> Iterator[RingBench]:
     made = RingBench(cores)
     yield made
     made.close()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_call_brings_its_results_in_the_receiver_thread(bench: RingBench) -> None:

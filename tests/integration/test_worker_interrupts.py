@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from shmwasm import errors
 from shmwasm.core import layout
 from shmwasm.protocol import messages
+from waiting import eventually
 
 GUEST = """(module
   (import "env" "ask" (func $ask (param i32) (result i32)))
@@ -51,9 +51,7 @@ def attached(launcher, heap):
 
 
 def until_running(worker, request):
-    limit = time.monotonic() + 30
-    while worker.ring.state(request.sequence) != layout.CALL_RUNNING:
-        assert time.monotonic() < limit
+    eventually(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
 
 
 def threads_of(worker):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from waiting import eventually
+
 INSTANCES = 300
 
 FLAT = 256 << 10
@@ -25,7 +27,7 @@ def mappings_of(pid):
     return len(Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
-def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, rng, times, eventually):
+def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, rng, times):
     heap = runtime.create_shared_heap(4 << 20)
     coordinator = runtime._process.pid
     (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
@@ -58,7 +60,7 @@ def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, r
     runtime.verify()
 
 
-def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, eventually):
+def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times):
     coordinator = runtime._process.pid
     processes = ("self", coordinator)
 
@@ -84,7 +86,7 @@ def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, event
     assert runtime.status()["heaps"] == []
 
 
-def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hundred(runtime, guest_path, times, eventually):
+def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hundred(runtime, guest_path, times):
     coordinator = runtime._process.pid
     (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
     processes = ("self", coordinator, launcher)

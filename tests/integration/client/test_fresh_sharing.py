@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from shmwasm import Caller, Module, Runtime, SharedHeap, WasiOptions, errors, on_client
-
-PATIENCE = 30.0
+from waiting import PATIENCE
 
 MALLOC = """(module
   (import "env" "shared_heap_malloc" (func $malloc (param i32) (result i32)))

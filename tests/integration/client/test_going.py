@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +10,12 @@ from pathlib import Path
 import pytest
 
 from shmwasm import Instance, Module, Runtime, errors
-
-PATIENCE = 30
+from waiting import eventually
 
 
 def wait_until_gone(reference: Callable[[], object]) -> None:
     """Wait until the object is gone that a reference is to: other threads may still hold it for a moment."""
-    deadline = time.monotonic() + PATIENCE
-    while reference() is not None:
-        assert time.monotonic() < deadline, f"{reference()!r} is still there"
-        time.sleep(0.001)
+    eventually(lambda: reference() is None)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors
 from shmwasm.addresses import WASM_PAGE, WINDOW_END
+from waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,7 @@ def test_a_call_is_interrupted_at_its_time_limit_and_the_worker_lives(instance: 
 def test_a_killed_worker_fails_its_calls_with_the_signal(shared_runtime: Runtime, echo_module: Module) -> None:
     instance = shared_runtime.spawn(echo_module)
     running, waiting = instance.submit("spin"), instance.submit("add", 1, 2)
-    while not running.running():
-        time.sleep(0.001)
+    eventually(running.running)
     os.kill(instance.pid, signal.SIGKILL)
     for future in (running, waiting):
         with pytest.raises(errors.WorkerLostError) as caught:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from shmwasm import Block, InstancePool, Module, Runtime, SharedHeap, errors
 from shmwasm.client import calls
 from shmwasm.core import layout
+from waiting import PATIENCE
 
 MIXED = """(module
   (func (export "mix") (param i32 i64 f32 f64) (result f64 f32 i64 i32)
@@ -24,8 +25,6 @@ MIXED = """(module
   (func (export "wait_for") (param i32 i32) (result i32)
     (loop $again (br_if $again (i32.eqz (local.get 0))))
     (local.get 1)))"""
-
-PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")

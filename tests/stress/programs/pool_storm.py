@@ -17,11 +17,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-from chaos import CANCELLED, PATIENCE, Tally, keep_striking, report
+from chaos import CANCELLED, Tally, keep_striking, report
 from pool_loads import CELLS, ENOUGH_FUEL, FEW_ROUNDS, LOADS, LONGEST_IDLE, PAGE, Desk, Judge, random_load
 from pool_maps import Maps
 
 from shmwasm.errors import ClosedError, FuelExhaustedError
+from waiting import PATIENCE
 
 COROUTINES = 4
 LONGEST_ENDLESS = 0.05
