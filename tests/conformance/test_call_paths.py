@@ -26,8 +26,8 @@ from shmwasm.core.dispatching import dispatched
 from shmwasm.core.requests import arguments_format, results_format
 from shmwasm.core.rings import WorkerRing
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType
+from shmwasm.engine.nests import new_store
 from shmwasm.posix import bells, futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
