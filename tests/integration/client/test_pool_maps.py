@@ -337,7 +337,7 @@ def test_a_slow_call_of_a_map_holds_no_other_lot_up(shared_runtime: Runtime) -> 
 def is_at(member, index) -> bool:
     """Return whether an instance runs the call at that place of a map."""
     running = member.instance.path._ring.running()
-    flights = [one for one in member.flights if running is not None and one.call.sequence == running.sequence]
+    flights = [one for one in member.flights if running and getattr(one.call, "sequence", None) == running.sequence]
     return any(flight.work.start + running.progress == index for flight in flights)
 
 
