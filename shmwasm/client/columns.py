@@ -60,10 +60,6 @@ class Rows:
         """Return the arguments of `count` of these calls, from the one at `start`."""
         return Rows(count, tuple(column[start : start + count] for column in self.columns))
 
-    def only(self) -> tuple[Any, ...]:
-        """Return the arguments of the only call."""
-        return tuple(column[0] for column in self.columns)
-
 
 class Source:
     """Where the arguments of a map come from: one iterable for each parameter, or structured arrays with a field for each.

@@ -31,7 +31,6 @@ from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Receiver, complete
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot, Mapping
-from shmwasm.client.pool_exports import Request
 from shmwasm.client.pool_life import Growth, PoolOptions
 from shmwasm.client.pool_lines import Flight, Job, Landing
 from shmwasm.client.pool_members import Member, Members, Spawn
@@ -344,8 +343,6 @@ class Dispatcher:
         mapping = lot.mapping
         if landing.cells is not None:
             mapping.returned(lot, landing.done, landing.cells, flight.calls)
-        elif landing.done:
-            mapping.returned_value(lot, landing.value)
         mapping.note_pace(landing.done, seconds)
         done = landing.done
         if landing.error is not None and landing.begun:
@@ -445,13 +442,9 @@ class Dispatcher:
         if isinstance(work, Job):
             member.line.give_call(flight, work.request)
             return 1
-        mapping = work.mapping
-        if mapping.wishes.timeout is not None:
-            member.line.give_call(flight, Request(mapping.export, work.rows.only(), None, mapping.wishes.timeout, None))
-            return 1
         started, failure = member.line.give_lot(flight, work)
         if failure is not None:
-            mapping.failed(work.start + started, failure)
+            work.mapping.failed(work.start + started, failure)
             self._queue.give_back_rest(work, started + 1)
         return started
 

@@ -128,11 +128,14 @@ class Line:
         bound = self._instance.exports[lot.mapping.export]
         buffer = self._buffers.pop()
 
+        wishes = lot.mapping.wishes
+
         def convert(arguments: Sequence[Any]) -> list[int | float]:
-            return bound.numbers(arguments, None)
+            return bound.numbers(arguments, wishes.fuel)
 
         kinds, address_of = bound.target.kind.parameters, self._instance.address_of
-        more = [checks.amount_of_fuel(self._instance.fuel)] if self._instance.module.metered else []
+        fuel = self._instance.fuel if wishes.fuel is None else wishes.fuel
+        more = [checks.amount_of_fuel(fuel)] if self._instance.module.metered else []
         try:
             cells = self._path.batch_buffer(buffer)
             good, failure = pack(lot.rows, kinds, cells, convert=convert, address_of=address_of, more=more)
@@ -157,7 +160,7 @@ class Line:
                 self._landed(flight, landing)
 
         place = buffer * layout.RING_BATCH_SIZE
-        flight.call = BatchCall(bound.target, good, place, place, None, ended)
+        flight.call = BatchCall(bound.target, good, place, place, new_clock(wishes.timeout), ended)
         self._path.start(flight.call)
         return good, failure
 
@@ -189,12 +192,13 @@ class Line:
         """Return how a flight landed that did not return."""
         assert flight.call is not None
         if progress is not None:
-            return Landing(progress, error=error)
+            # One that was interrupted when all had returned has no call to which that happened.
+            return Landing(progress, error=error if progress < flight.calls else None)
         if isinstance(error, CancelledError):
             return Landing(0, error=error, begun=flight.interrupted)
-        if not isinstance(error, _LOSSES):
-            return Landing(0, error=error)
         reached = self._path.reached(flight.call)
+        if not isinstance(error, _LOSSES):
+            return Landing(reached or 0, error=error)  # of a lot, if the worker did not come back from one of its calls
         if reached == flight.calls:
             return Landing(reached)  # all of a lot had returned, but its end had not been said
         return Landing(reached or 0, error=error, begun=reached is not None)

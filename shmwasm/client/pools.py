@@ -186,6 +186,7 @@ class InstancePool(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         call_timeout: float | None = None,
+        fuel: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
         progress: Callable[[int, int | None], object] | None = None,
@@ -208,8 +209,9 @@ class InstancePool(Executor):
             timeout: Seconds to wait for all results, counted from now.
             chunksize: How many calls a lot has at most. With 1 no call waits for another of its lot.
             buffersize: How many calls may run ahead of the results that were taken.
-            call_timeout: Seconds that each call may run; by default the pool's. With a limit the calls go to the instances
-                singly.
+            call_timeout: Seconds that each call may run, counted for itself also within a lot; by default the pool's. Fresh calls
+                with a limit go to the instances singly.
+            fuel: Units of fuel that each call may use, if the module is metered; by default the pool's.
             ordered: Whether the results come in order. Otherwise they come as the calls end.
             return_exceptions: Whether errors are given in the place of results, and all calls run, whatever fails.
             progress: Called, in the thread that takes the results, with how many calls have ended, and how many there are or None
@@ -221,7 +223,8 @@ class InstancePool(Executor):
         Raises:
             UnknownExportError: The module exports no such function.
             ArgumentError: An option cannot be, or there is not one iterable for each parameter; the message names it.
-            UnsupportedError: The function takes or returns something that is not a number.
+            UnsupportedError: There is a limit of fuel, and the module is not metered, or the function takes or returns something
+                that is not a number.
             ClosedError: The pool was shut down.
             TimeoutError: A result was not there in time.
         """
@@ -229,6 +232,7 @@ class InstancePool(Executor):
         source = Source(iterables)
         export.check_columns(source.columns)
         wishes = self._wishes(timeout, chunksize, buffersize, call_timeout, self._module.signatures[fn])
+        wishes.fuel = export.amount_of_fuel(fuel)
         wishes.ordered = checks.flag(ordered, "ordered")
         wishes.return_exceptions = checks.flag(return_exceptions, "return_exceptions")
         if progress is not None and not callable(progress):
@@ -350,13 +354,14 @@ class InstancePool(Executor):
         largest = layout.RING_BATCH_SIZE // (CELL * max(len(kind.parameters), len(kind.results), 1))
         if chunksize is not None:
             largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
-        if self._options.fresh:
-            largest = min(largest, FRESH_LOT)
         limit = checks.time_limit(call_timeout) or self._options.timeout
+        if self._options.fresh:
+            # What a worker does between two fresh calls of a lot is no call's time.
+            largest = 1 if limit else min(largest, FRESH_LOT)
         return Wishes(
             timeout=limit,
             deadline=None if timeout is None else time.monotonic() + checks.seconds(timeout, "a time limit"),
-            largest=1 if limit else largest,
+            largest=largest,
             buffer=None if buffersize is None else checks.whole_number(buffersize, "buffersize", low=1),
             results=kind.results,
         )

@@ -166,7 +166,7 @@ class ClientRing:
 
         Args:
             request: What to call, and with what; afterwards its `sequence` is the call's number.
-            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it.
+            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it. `layout.CALL_STOPPABLE`, of a batch: see `end_at`.
             when: Any number, for `EndedCall.when`.
         """
         request.prepare(flags, when)
@@ -223,6 +223,14 @@ class ClientRing:
             CALL_EMPTY: It has ended.
         """
         return self._call("ring_end_early", sequence, int(only_waiting))
+
+    def end_at(self, sequence: int, progress: int) -> int:
+        """End a stoppable batch early, but only if it runs the call that comes after `progress` others.
+
+        Returns:
+            What `end_early` does, but CALL_RUNNING if that call has returned: then the batch goes on, or ends after another one.
+        """
+        return self._call("ring_end_at", sequence, progress)
 
     def state(self, sequence: int) -> int:
         """Return the state of a call: CALL_EMPTY once it was collected."""

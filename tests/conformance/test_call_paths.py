@@ -26,8 +26,8 @@ from shmwasm.core.dispatching import dispatched
 from shmwasm.core.requests import arguments_format, results_format
 from shmwasm.core.rings import WorkerRing
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType
+from shmwasm.engine.nests import new_store
 from shmwasm.posix import bells, futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
@@ -134,6 +134,10 @@ class RingBench:
         """Wait for the interrupt of a call, and end it, as the worker."""
         assert os.read(self._descriptors[2], 8) == (1).to_bytes(8, "little")
         self._end(call, layout.CALL_OVERDUE, interrupted=True)
+
+    def advance(self, call: Taken) -> bool:
+        """Let one more call of a stoppable batch return, as the worker; return whether the batch is to end."""
+        return bool(self._core.call("ring_advance", call.slot))
 
     def hear(self) -> Any:
         """Return what the path says beside the ring next."""
@@ -278,6 +282,22 @@ def test_many_calls_in_one_slot_tell_how_many_returned(bench: RingBench) -> None
     ((progress, error),) = outcomes
     assert progress == 3
     assert isinstance(error, errors.UnsupportedError)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_call_of_a_batch_whose_time_is_over_ends_it_unless_it_has_just_returned(bench: RingBench, is_late) -> None:
+    outcomes: list[Any] = []
+    clock = new_clock(0.05)
+    bench.path.start(BatchCall(bench.path.target("run"), 5, 0, 40, clock, lambda *end: outcomes.append(end)))
+    call = bench.take()
+    assert not bench.advance(call)
+    eventually(lambda: clock.ended_early)
+    if is_late:
+        assert bench.advance(call)
+    bench.stop(call)
+    eventually(lambda: outcomes)
+    ((progress, error),) = outcomes
+    assert (progress, type(error)) == ((2, type(None)) if is_late else (1, errors.CallTimeoutError))
 
 
 def test_a_trap_is_the_error_that_the_worker_sent(bench: RingBench) -> None:
