@@ -54,6 +54,16 @@ def until_running(worker, request):
     eventually(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
 
 
+def interrupt_while_it_runs(worker, export, *arguments):
+    """Start a call that does not end by itself, and interrupt it."""
+    request = worker.start_call(export, *arguments)
+    until_running(worker, request)
+    assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
+    assert worker.wait(request) == layout.RING_FAILED
+    assert request.status == layout.CALL_OVERDUE
+    worker.ring.give(request)
+
+
 def threads_of(worker):
     return len(list(Path(f"/proc/{worker.pid}/task").iterdir()))
 
@@ -74,12 +84,7 @@ def test_a_worker_has_two_threads_as_soon_as_it_has_a_ring(worker):
 
 def test_hundreds_of_interruptions_leave_the_worker_as_it_was(worker):
     for _ in range(200):
-        request = worker.start_call("spin")
-        until_running(worker, request)
-        assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
-        assert worker.wait(request) == layout.RING_FAILED
-        assert request.status == layout.CALL_OVERDUE
-        worker.ring.give(request)
+        interrupt_while_it_runs(worker, "spin")
     assert worker.call("count") == [1]
     assert threads_of(worker) == 2
 
@@ -136,12 +141,7 @@ def test_a_host_function_is_not_disturbed_by_an_interruption_which_is_the_guests
 def test_a_guest_that_sleeps_in_a_heap_is_woken_when_it_is_interrupted(attached, heap, export):
     address = heap.grant.start + 4096
     for _ in range(20):
-        request = attached.start_call(export, address)
-        until_running(attached, request)
-        assert attached.interrupt(request.sequence) == layout.CALL_INTERRUPTING
-        assert attached.wait(request) == layout.RING_FAILED
-        assert request.status == layout.CALL_OVERDUE
-        attached.ring.give(request)
+        interrupt_while_it_runs(attached, export, address)
     assert attached.call("count") == [1]
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from processes import state_of
 from shmwasm.core import layout
 from shmwasm.core.rings import new_sealed_memory
 from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.processes import send_signal, wait_gone
 from shmwasm.protocol import codec, messages
-from waiting import PATIENCE, eventually, state_of
+from waiting import PATIENCE, eventually
 
 GUEST = """(module
   (import "env" "ask" (func $ask (param i32) (result i32)))

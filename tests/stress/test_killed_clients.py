@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from processes import children_of, descriptors_of
 from waiting import eventually
 
 PRIVATE = 30
@@ -19,14 +20,6 @@ def listening():
     """Return the abstract addresses on which somebody of this machine listens."""
     names = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     return {name for name in names if name.startswith("@shmwasm-")}
-
-
-def children_of(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def descriptors_of(pid):
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_of_a_killed_client_and_its_private_coordinator_nothing_remains(program, guest_path, rng, times):

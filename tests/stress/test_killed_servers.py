@@ -8,10 +8,10 @@ import signal
 import subprocess
 import threading
 from concurrent.futures import CancelledError, wait
-from pathlib import Path
 
 import pytest
 
+from processes import children_of
 from shmwasm import Runtime
 from shmwasm.errors import CoordinatorLostError, InstantiationError, ShmwasmError, WorkerLostError
 from waiting import eventually
@@ -21,8 +21,8 @@ ENTRIES = 64
 
 
 def launcher_of(coordinator):
-    (launcher,) = Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split()
-    return int(launcher)
+    (launcher,) = children_of(coordinator)
+    return launcher
 
 
 def start_load(pool, heap, rng):

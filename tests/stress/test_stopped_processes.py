@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+from processes import state_of
 from shmwasm.client import calls
 from shmwasm.errors import CallTimeoutError
-from waiting import eventually, state_of
+from waiting import eventually
 
 ENTRIES = 64
 

@@ -6,7 +6,8 @@ import collections
 import signal
 from pathlib import Path
 
-from waiting import eventually, state_of
+from processes import state_of
+from waiting import eventually
 
 OPERATIONS = 200
 """Of each actor of a client that is alone; several clients make a third of that each."""

@@ -1,10 +1,9 @@
-"""Waiting for what is certain to happen, and looking at processes until it has."""
+"""Waiting for what is certain to happen."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,8 +19,3 @@ def eventually(condition: Callable[[], T], patience: float = PATIENCE) -> T:
         assert time.monotonic() < deadline, f"{condition} did not come true within {patience} s"
         time.sleep(0.001)
     return value
-
-
-def state_of(pid: int) -> str:
-    """Return the letter that the kernel has for what a process does: "S" where it sleeps, "T" where it was stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from processes import children_of, descriptors_of
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE
 from shmwasm.core.dispatching import dispatcher_text, purpose
@@ -126,10 +127,10 @@ class Served:
         return self.clients[-1]
 
     def children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return children_of(self.process.pid)
 
     def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return descriptors_of(self.process.pid)
 
     def close_clients(self) -> None:
         for client in self.clients:

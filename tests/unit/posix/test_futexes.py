@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from processes import state_of
 from shmwasm.addresses import OS_PAGE, NativeAddress
 from shmwasm.errors import UnsupportedError
 from shmwasm.posix import futexes
 from shmwasm.posix.futexes import Alarm, Wait, wait32, wait64, wake
 from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.posix.segments import Segment
-from waiting import PATIENCE, eventually, state_of
+from waiting import PATIENCE, eventually
 
 HIGH = 1 << 32
 
