@@ -93,18 +93,10 @@ class Sleepers:
         me = get_ident()
         return any(thread != me for thread, _ in list(self._places))
 
-    def wake_worker(self) -> float:
-        """Wake the worker, and settle whether it, and whoever waits, is to poll; return the time (`time.monotonic`).
-
-        The ring is not taken away meanwhile.
-        """
+    def wake_worker(self) -> None:
+        """Wake the worker, and settle whether it, and whoever waits, is to poll. The ring is not taken away meanwhile."""
         self._ring_worker()
-        now = time.monotonic()
-        closely = now - self._last < CLOSELY
-        if closely or self._may_poll:
-            self._may_poll = pollers.woke(self._ring, closely=closely)
-        self._last = now
-        return now
+        self._settle_polling(time.monotonic())
 
     def wait(self, request: Request, next_look: Callable[[], float | None]) -> int:
         """Wait until a call has ended, or no call ends any more; return what the core answers then.
@@ -122,21 +114,21 @@ class Sleepers:
         """
         return self._wait(request, next_look, self._rung)
 
-    def wake_worker_and_sleep(self, request: Request) -> int:
-        """Do the same for a call that the core has answered with RING_AT_BELL, in as few steps as there can be.
+    def wake_worker_and_sleep(self) -> None:
+        """Wake the worker, and sleep once at the bell, where the core has answered a call with RING_AT_BELL.
 
-        The worker is woken before it is settled who polls; but it may have to wait for the processor until this sleeps.
+        In as few steps as there can be: the worker may have to wait for the processor until this sleeps.
         """
         token = (get_ident(), object())
         try:
             self._places[token] = self._bell.ring
             if self._is_mapped and not self._over:
-                self._bell.wait(self.wake_worker() + LONGEST_SLEEP)
-            answer = self._ring.look(request)
-            if answer == layout.RING_PENDING:
-                answer = self._sleep_through(request, _nothing_due, token)
-            self._last = time.monotonic()
-            return answer
+                self._ring_worker()
+                now = time.monotonic()
+                if self._may_poll or now - self._last < CLOSELY:
+                    self._settle_polling(now)
+                self._bell.wait(now + LONGEST_SLEEP)
+                self._last = time.monotonic()
         finally:
             self._places.pop(token, None)
             if self._unmap is not None:
@@ -169,6 +161,10 @@ class Sleepers:
                 return
             unmap, self._unmap = self._unmap, None
             unmap()
+
+    def _settle_polling(self, now: float) -> None:
+        self._may_poll = pollers.woke(self._ring, closely=now - self._last < CLOSELY)
+        self._last = now
 
     def _wait(self, request: Request, next_look: Callable[[], float | None], look: Callable[[Request], int]) -> int:
         token = (get_ident(), object())
@@ -216,17 +212,13 @@ class Sleepers:
             else:
                 wait = functools.partial(futexes.wait32, *place, int(until * _NS))
                 self._sleep(token, functools.partial(futexes.wake, place[0]), wait)
-            answer = self._ring.look(request)
+            answer = self._ring.wait(request)
             if answer != layout.RING_PENDING:
                 return answer
-        return self._ring.look(request)
+        return self._ring.wait(request)
 
     def _sleep(self, token: _Token, wake: Callable[[], object], sleep: Callable[[], object]) -> None:
         """Sleep, unless nobody waits any more; `wake` is what ends it."""
         self._places[token] = wake
         if not self._over:
             sleep()
-
-
-def _nothing_due() -> None:
-    """Answer that there is no time to look at a call again."""

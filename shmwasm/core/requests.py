@@ -165,20 +165,6 @@ class Request:
         return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
 
 
-def look_function(core_function: CoreFunction) -> Callable[[Request], int]:
-    """Return the function that enters the core with a request, and returns the answer."""
-    context, function, arity, trap = core_function.context, core_function.function, core_function.arity, core_function.trap
-    pack, unpack = struct.Struct("<I").pack_into, struct.Struct("<I").unpack_from
-
-    def look(request: Request) -> int:
-        pack(request.memory, 0, request.place)
-        invoke(context, function, request.arguments, arity, trap)
-        answer: int = unpack(request.memory)[0]
-        return answer
-
-    return look
-
-
 class Steps(NamedTuple):
     """What a hot function is made of, beside the core."""
 
@@ -186,15 +172,17 @@ class Steps(NamedTuple):
     """Gives another request, or None if there is no ring any more."""
     convert: Callable[[tuple[object, ...]], Sequence[int | float]]
     """Makes numbers of the arguments, or raises."""
-    sleep: Callable[[Request], int]
-    """Wakes the worker, sleeps until the call has ended, and returns the core's answer then, where it says that one is to."""
+    sleep: Callable[[], object]
+    """Wakes the worker, which sleeps, and sleeps at the other bell; called where the core has prepared that."""
     finish: Callable[[Request | None, int], object]
     """Returns what the call is to return where the core answered something else than RING_DONE."""
     withdraw: Callable[[Request], None]
     """Gives up the call, if it was submitted and has not ended."""
 
 
-def hot_function(core_function: CoreFunction, kind: Signature, pool: list[Request], steps: Steps) -> Callable[..., object]:
+def hot_function(
+    core_function: CoreFunction, look: CoreFunction, kind: Signature, pool: list[Request], steps: Steps
+) -> Callable[..., object]:
     """Return the function that takes a call's arguments, enters the core with a request of `pool`, and returns its results."""
 
     def pack_otherwise(request: Request, given: tuple[object, ...]) -> None:
@@ -209,9 +197,11 @@ def hot_function(core_function: CoreFunction, kind: Signature, pool: list[Reques
         enter=invoke,
         context=core_function.context,
         function=core_function.function,
+        look=look.function,
         arity=core_function.arity,
         trap=core_function.trap,
         pack=struct.Struct(_HOST + arguments_format(kind)).pack_into,
+        place=struct.Struct(_HOST).pack_into,
         unpack=struct.Struct(_HOST + results_format(kind)).unpack_from,
         pack_otherwise=pack_otherwise,
         **steps._asdict(),
@@ -248,8 +238,10 @@ def make({given}):
             answer, {results} = unpack(request.memory)
             if answer:
                 if answer == {asleep}:
-                    answer = sleep(request)
-                    _, {results} = unpack(request.memory)
+                    sleep()
+                    place(request.memory, 0, request.place)
+                    enter(context, look, request.arguments, arity, trap)
+                    answer, {results} = unpack(request.memory)
                 result = finish(request, answer) if answer else {result}
             else:
                 result = {result}
@@ -266,7 +258,9 @@ def make({given}):
         return result
     return call
 """
-_GIVEN: Final = f"take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, {', '.join(Steps._fields)}"
+_GIVEN: Final = (
+    f"take, give, enter, context, function, look, arity, trap, pack, place, unpack, pack_otherwise, {', '.join(Steps._fields)}"
+)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ import wasmtime
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
 from shmwasm.core.calls import one_at_a_time
-from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function, look_function
+from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix import bells
 from shmwasm.posix.mappings import map_anywhere
@@ -63,7 +63,6 @@ class ClientRing:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
         worker_bell: What wakes a worker that sleeps; valid while the ring is open.
         end_bell: Where to sleep after `doze`; likewise.
-        look: Looks once whether a call has ended, as `wait` does.
         left_running: Called with the number of a call that was withdrawn while it ran.
 
     Raises:
@@ -95,7 +94,6 @@ class ClientRing:
         for bell in (self.worker_bell, self.end_bell):
             bells.make(bell)
         self._header = core.view(self.address, layout.RING_FIRST_SLOT).cast("I")
-        self.look = one_at_a_time(look_function(core.function("ring_look")), core.lock)
         self._collector = self._new_request(0, _NO_KIND, [], cells)
 
     def call_function(
@@ -103,7 +101,7 @@ class ClientRing:
         number: int,
         kind: Signature,
         convert: Callable[[tuple[object, ...]], Sequence[int | float]],
-        sleep: Callable[[Request], int],
+        sleep: Callable[[], object],
         finish: Callable[[Request | None, int], object],
     ) -> Callable[..., object]:
         """Return the function that calls one of the worker's, as quickly as it can be done.
@@ -116,11 +114,10 @@ class ClientRing:
             kind: Its type.
             convert: Makes of the arguments numbers in the ranges of their types, integers all unsigned or all signed; raises
                 unless they are as many as the parameters, and all numbers that fit. Called where packing them as they are failed.
-            sleep: Rings for the worker, which sleeps, and sleeps at the other bell until a call ends, whose caller has dozed;
-                returns what `look` answers then.
+            sleep: Rings for the worker, which sleeps, and sleeps once at the other bell, where the caller has dozed.
             finish: Returns what the call is to return, or raises; called with the request and the answer, other than RING_DONE,
-                that `submit`, one or the other look at the ring, or `sleep` gave. The request is None if there is no ring any
-                more. It must not `give` the request.
+                that `submit` and one or the other look at the ring gave. The request is None if there is no ring any more. It
+                must not `give` the request.
         """
         pool: list[Request] = []
         self._hot_pools.append(pool)
@@ -131,7 +128,8 @@ class ClientRing:
             return self._new_request(number, kind, pool)
 
         steps = Steps(new, convert, sleep, finish, self.withdraw)
-        return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
+        call, look = self._core.function("ring_call"), self._core.function("ring_look")
+        return one_at_a_time(hot_function(call, look, kind, pool, steps), self._core.lock)
 
     def request(self, number: int, kind: Signature) -> Request:
         """Return a request for a single call of that function, to be packed, submitted, and given back.
