@@ -45,6 +45,10 @@ class Output:
         self.array = array
         self.room = len(array)
 
+    def part(self, count: int) -> npt.NDArray[Any]:
+        """Return the array, if it has so many elements, or the part with the first so many."""
+        return self.array if count == len(self.array) else self.array[:count]
+
     def store(self, start: int, count: int, cells: memoryview, capacity: int) -> None:
         """Write the results of `count` calls, from columns of cells."""
         import numpy as np  # noqa: PLC0415  whoever gives an array has it
@@ -52,13 +56,6 @@ class Output:
         for place, (kind, column) in enumerate(zip(self._kinds, self._columns, strict=True)):
             results = np.asarray(result_column(cells, kind, place, count, capacity))
             np.copyto(column[start : start + count], results, casting="unsafe")
-
-    def store_value(self, start: int, value: Any) -> None:
-        """Write the result of one call, as a single call returns it."""
-        import numpy as np  # noqa: PLC0415  see above
-
-        for column, kind, one in zip(self._columns, self._kinds, value if len(self._kinds) > 1 else [value], strict=True):
-            np.copyto(column[start : start + 1], np.array([one], result_dtype(kind)), casting="unsafe")
 
 
 def _takes(dtype: np.dtype[Any], kind: str) -> bool:

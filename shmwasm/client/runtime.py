@@ -237,6 +237,7 @@ class Runtime:
         memory_limit: int | None = None,
         fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
+        start_timeout: float | None = None,
     ) -> Instance:
         """Make an instance in a worker process of its own.
 
@@ -249,15 +250,24 @@ class Runtime:
                 several memories, each may have an equal share of what the maxima of smaller ones leave.
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
+            start_timeout: Seconds until the instance must be ready, with its start function and `_initialize`; None for no limit.
 
         Raises:
             ArgumentError: The module starts with more memory than `memory_limit`, or it is shared and may grow beyond.
-            InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
+            InstantiationError: The instance could not be made, its start function trapped, or it was not ready in time.
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
         starting = self._begin_spawn(
-            module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel, fresh=None
+            module,
+            shared_heap,
+            wasi,
+            read_only=read_only,
+            quota=quota,
+            memory_limit=memory_limit,
+            fuel=fuel,
+            fresh=None,
+            time_limit=checks.time_limit(start_timeout) or None,
         )
         return _await_instances(iter([starting]))[0]
 
@@ -276,6 +286,7 @@ class Runtime:
         fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
         timeout: float | None = None,
+        start_timeout: float | None = None,
         on_trap: OnTrap = "keep",
         recycle_after: int | None = None,
         init: str | tuple[Any, ...] | None = None,
@@ -296,6 +307,8 @@ class Runtime:
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guests.
             timeout: Seconds that each call may run that says nothing else; None for no limit.
+            start_timeout: Seconds until each instance must be ready (see `spawn`), and as many for `init`; None for no limit, but
+                that `timeout` is the one of `init`.
             on_trap: What becomes of an instance that trapped or was interrupted: "keep" it, its private memory as that left it,
                 or "replace" it by a new one before anything else is called.
             recycle_after: How many calls an instance runs before it is replaced by a new one; None for no limit.
@@ -303,8 +316,8 @@ class Runtime:
             fresh: Whether each call runs in an instance that no call ran in before: its private memory, globals, tables and WASI
                 state are as they are after instantiation, start function, `_initialize` and `init`, all of which are repeated for
                 each call, before it comes if there is time. Such a preparation fails the call that it was for, with
-                `InstantiationError`; `timeout` is its limit, too. What is shared stays: heaps, and whatever blocks a call
-                leaves behind in them. (Worker processes run many calls, and are replaced now and then.)
+                `InstantiationError`; `start_timeout` is its limit, or else `timeout`. What is shared stays: heaps, and whatever
+                blocks a call leaves behind in them. (Worker processes run many calls, and are replaced now and then.)
 
         Raises:
             ArgumentError: The options do not fit together.
@@ -317,13 +330,14 @@ class Runtime:
             max_size=max_size,
             usable=usable_processors(),
             timeout=timeout,
+            start_timeout=start_timeout,
             idle_timeout=idle_timeout,
             recycle_after=recycle_after,
             on_trap=on_trap,
             init=init,
             fresh=fresh,
         )
-        calls = messages.FreshCalls(init=init is not None, time_limit=options.timeout) if options.fresh else None
+        calls = messages.FreshCalls(init=init is not None, time_limit=options.preparation_timeout) if options.fresh else None
 
         def spawn() -> Future[Instance]:
             return prepared(
@@ -336,6 +350,7 @@ class Runtime:
                     memory_limit=memory_limit,
                     fuel=fuel,
                     fresh=calls,
+                    time_limit=options.start_timeout,
                 ),
                 options,
             )
@@ -442,6 +457,7 @@ class Runtime:
         memory_limit: int | None,
         fuel: int | None,
         fresh: messages.FreshCalls | None,
+        time_limit: float | None,
     ) -> Future[Instance]:
         self._check_module(module)
         checks.flag(read_only, "read_only")
@@ -478,6 +494,7 @@ class Runtime:
                 chain_head=chain_head,
                 read_only=read_only,
                 quota=allowed,
+                time_limit=time_limit,
             ),
             [module.compiled.descriptor, module.dispatcher.descriptor],
             then=finish,

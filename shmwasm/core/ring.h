@@ -20,6 +20,7 @@
  *   68      4     patience    how often the client looks for the end of a call before it does without looking
  *   72      4     misses      how many calls in a row that was not often enough for
  *   76      4     closing     the client takes no more calls but asynchronous ones; written and read by the client
+ *   80      4     bell_call   the call whose caller may sleep at `end_bell`, until it was collected; likewise
  *   128     4     taken       how many calls the worker has taken; written by the worker
  *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
  *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
@@ -35,14 +36,15 @@
  *   4       4     waiting     the client sleeps, or is about to: RING_FUTEX on `state`, or RING_BELL on `end_bell` (atomic)
  *   8       4     sequence    the call's number: `submitted` before it was submitted
  *   12      4     export      what to call: its place among the exported functions
- *   16      4     flags       CALL_ASYNCHRONOUS or 0 (atomic)
+ *   16      4     flags       CALL_ASYNCHRONOUS, CALL_STOPPABLE, both or 0 (atomic)
  *   20      4     status      how it ended: CALL_RETURNED and so on
  *   24      4     count       0 for a single call; otherwise the calls of a batch
- *   28      4     progress    how many calls of a batch have returned
+ *   28      4     progress    how many calls of a batch have returned (atomic, of one that is stoppable)
  *   32      4     arguments   of a batch: where its columns of arguments start, in bytes from the ring's first
  *   36      4     results     likewise
  *   40      8     when        the client's clock at the submission, in nanoseconds
  *   48      4     cells_out   how many cells are results
+ *   52      4     stop        the worker begins no more calls of the batch, if it is stoppable (atomic)
  *   64      8*n   cells       arguments, then results in their place: each the bits of one number
  *
  * States of a slot, and who moves it on:
@@ -59,7 +61,7 @@
 #define SHMWASM_RING_H
 
 #define RING_MAGIC 0x314c4c4143534d53 /* the ASCII characters SMSCALL1 */
-#define RING_VERSION 2
+#define RING_VERSION 3
 #define RING_SIZE 1638400
 #define RING_SLOTS 64
 #define RING_FIRST_SLOT 4096
@@ -79,6 +81,7 @@
 #define CALL_ENDED 5
 
 #define CALL_ASYNCHRONOUS 1 /* nobody waits for this very call: the receiver collects it */
+#define CALL_STOPPABLE 2    /* a batch of which one call can be ended early, and no other by mistake */
 
 /* How a client sleeps until its call has ended. */
 #define RING_FUTEX 1
@@ -90,7 +93,8 @@
 #define CALL_OVERDUE 2   /* interrupted */
 #define CALL_WITHDRAWN 3 /* cancelled before it began */
 
-/* What submitting and waiting answer; RING_DOORBELL may be added: the worker is parked and must be woken. */
+/* What submitting and waiting answer. RING_DOORBELL may be added: the worker is parked and must be woken; and RING_AT_BELL to that:
+ * the caller has dozed (see `ring_doze`), and may sleep at `end_bell` without looking again. */
 #define RING_DONE 0
 #define RING_PENDING 1
 #define RING_FULL 2
@@ -98,6 +102,7 @@
 #define RING_LOST 4      /* the slot holds another call: this one was collected; or there is no ring any more */
 #define RING_CLOSING 5   /* the client takes no more calls: nothing was submitted */
 #define RING_DOORBELL 16
+#define RING_AT_BELL 32
 
 /* Why the worker's code returns to its host, where other answers are the address of a slot to run. */
 #define RING_PARK 0

@@ -26,7 +26,7 @@ import wasmtime
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
 from shmwasm.core.calls import one_at_a_time
-from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
+from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function, look_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix import bells
 from shmwasm.posix.mappings import map_anywhere
@@ -52,7 +52,8 @@ class ClientRing:
     """The client's end of a new ring, through which it calls the functions of one worker.
 
     Where a method returns an answer, it is one of `layout.RING_DONE` and its neighbours; `RING_DOORBELL` may be added to
-    `RING_PENDING`: the worker sleeps, and the caller must ring its bell.
+    `RING_PENDING`: the worker sleeps, and the caller must ring its bell. One thread of the client at a time sleeps at the other
+    bell: whose call has dozed there, until that call was waited for.
 
     Args:
         core: The client's core.
@@ -61,7 +62,8 @@ class ClientRing:
     Attributes:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
         worker_bell: What wakes a worker that sleeps; valid while the ring is open.
-        end_bell: Where to sleep after `doze_at_bell`; likewise.
+        end_bell: Where to sleep after `doze`; likewise.
+        look: Looks once whether a call has ended, as `wait` does.
         left_running: Called with the number of a call that was withdrawn while it ran.
 
     Raises:
@@ -83,7 +85,7 @@ class ClientRing:
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
-            self.address = core.map_metadata(self.descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(self.descriptor, layout.RING_SIZE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -93,7 +95,7 @@ class ClientRing:
         for bell in (self.worker_bell, self.end_bell):
             bells.make(bell)
         self._header = core.view(self.address, layout.RING_FIRST_SLOT).cast("I")
-        self._submit = core.function("ring_submit")
+        self.look = one_at_a_time(look_function(core.function("ring_look")), core.lock)
         self._collector = self._new_request(0, _NO_KIND, [], cells)
 
     def call_function(
@@ -101,6 +103,7 @@ class ClientRing:
         number: int,
         kind: Signature,
         convert: Callable[[tuple[object, ...]], Sequence[int | float]],
+        sleep: Callable[[Request], int],
         finish: Callable[[Request | None, int], object],
     ) -> Callable[..., object]:
         """Return the function that calls one of the worker's, as quickly as it can be done.
@@ -113,9 +116,11 @@ class ClientRing:
             kind: Its type.
             convert: Makes of the arguments numbers in the ranges of their types, integers all unsigned or all signed; raises
                 unless they are as many as the parameters, and all numbers that fit. Called where packing them as they are failed.
+            sleep: Rings for the worker, which sleeps, and sleeps at the other bell until a call ends, whose caller has dozed;
+                returns what `look` answers then.
             finish: Returns what the call is to return, or raises; called with the request and the answer, other than RING_DONE,
-                that `submit` and one or the other look at the ring gave. The request is None if there is no ring any more. It
-                must not `give` the request.
+                that `submit`, one or the other look at the ring, or `sleep` gave. The request is None if there is no ring any
+                more. It must not `give` the request.
         """
         pool: list[Request] = []
         self._hot_pools.append(pool)
@@ -125,7 +130,7 @@ class ClientRing:
                 return None
             return self._new_request(number, kind, pool)
 
-        steps = Steps(new, convert, finish, self.withdraw)
+        steps = Steps(new, convert, sleep, finish, self.withdraw)
         return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
 
     def request(self, number: int, kind: Signature) -> Request:
@@ -166,7 +171,7 @@ class ClientRing:
 
         Args:
             request: What to call, and with what; afterwards its `sequence` is the call's number.
-            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it.
+            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it. `layout.CALL_STOPPABLE`, of a batch: see `end_at`.
             when: Any number, for `EndedCall.when`.
         """
         request.prepare(flags, when)
@@ -176,14 +181,18 @@ class ClientRing:
         """Look whether a call has ended, `looks` times more than once: RING_DONE, RING_FAILED, RING_PENDING, or RING_LOST."""
         return self._core.call("ring_wait", request.place, looks)
 
-    def doze(self, request: Request) -> tuple[NativeAddress, int] | None:
-        """Prepare to sleep until a call ends: return a futex, and what it holds until then; None if there is no need to."""
-        word = self._core.call("ring_doze", request.place, layout.RING_FUTEX)
-        return (self._core.native_address(word), request.status) if word else None
+    def doze(self, request: Request, how: int = layout.RING_BELL) -> tuple[NativeAddress, int] | None:
+        """Prepare to sleep until a call ends.
 
-    def doze_at_bell(self, request: Request) -> bool:
-        """Prepare to sleep at `end_bell` until a call ends; return whether there is need to. For one thread at a time."""
-        return bool(self._core.call("ring_doze", request.place, layout.RING_BELL))
+        Args:
+            request: The call.
+            how: `layout.RING_BELL`: at `end_bell`, unless another thread does; or `layout.RING_FUTEX`.
+
+        Returns:
+            Where to sleep, `end_bell` or a futex, and what the latter holds until the call ends; None if there is no need to.
+        """
+        place = self._core.call("ring_doze", request.place, how)
+        return (self._core.native_address(place), request.status) if place else None
 
     def ask(self) -> None:
         """Ask for a wake-up at the next end of an asynchronous call; then `collect` once more before you sleep."""
@@ -223,6 +232,14 @@ class ClientRing:
             CALL_EMPTY: It has ended.
         """
         return self._call("ring_end_early", sequence, int(only_waiting))
+
+    def end_at(self, sequence: int, progress: int) -> int:
+        """End a stoppable batch early, but only if it runs the call that comes after `progress` others.
+
+        Returns:
+            What `end_early` does, but CALL_RUNNING if that call has returned: then the batch goes on, or ends after another one.
+        """
+        return self._call("ring_end_at", sequence, progress)
 
     def state(self, sequence: int) -> int:
         """Return the state of a call: CALL_EMPTY once it was collected."""
@@ -286,7 +303,7 @@ class ClientRing:
             self._retire("is closed")
             if self.descriptor < 0:
                 return
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self._buffers.close()
             self._close_descriptor()
             for pool in (*self._hot_pools, *self._pools.values(), self._batches, [self._collector]):
@@ -397,11 +414,11 @@ class WorkerRing:
             seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
             if seals & _SEALS != _SEALS:
                 raise ProtocolError("the client sent a call ring whose size is not sealed")
-            self.address = core.map_metadata(descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(descriptor, layout.RING_SIZE)
         except (OSError, ArgumentError) as failure:
             raise ProtocolError(f"the client sent a call ring that cannot be mapped: {failure}") from None
         if not core.call("ring_is_sound", self.address):
-            core.unmap_metadata(self.address)
+            core.unmap_segment(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
         self._taken = core.view(self.address + _TAKEN, 4).cast("I")
         self._attention = core.view(self.address + _ATTENTION, 4).cast("I")
@@ -479,7 +496,7 @@ class WorkerRing:
     def close(self) -> None:
         """Drop the ring. May be called twice."""
         if self.address:
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self.address = 0
 
 

@@ -8,19 +8,21 @@ import signal
 import struct
 import threading
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processes import descriptors_of
 from shmwasm.core import layout
 from shmwasm.core.requests import EndedCall
 from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
 from shmwasm.engine.modules import FunctionType
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
 from shmwasm.posix import bells
+from waiting import PATIENCE, eventually
 
 ADD = FunctionType(("i32", "i32"), ("i32",))
 SWAP = FunctionType(("i64", "f64"), ("f64", "i64"))
@@ -66,7 +68,10 @@ def hot(pair, name, **options):
             raise ArgumentError(f"{len(arguments)} arguments")
         return [int(argument) & 0xFFFF_FFFF for argument in arguments]
 
-    return pair.client.call_function(list(FUNCTIONS).index(name), FUNCTIONS[name], convert, finish, **options)
+    def sleep(_request):
+        raise AssertionError("the worker is awake")
+
+    return pair.client.call_function(list(FUNCTIONS).index(name), FUNCTIONS[name], convert, sleep, finish, **options)
 
 
 def test_hot_function_takes_integers_signed_or_not_and_returns_them_signed(pair):
@@ -111,7 +116,7 @@ def test_call_that_raises_is_withdrawn_and_its_request_used_again(pair):
         raise FinishedError(answer)
 
     seen = []
-    call = pair.client.call_function(0, ADD, list, finish)
+    call = pair.client.call_function(0, ADD, list, pair.client.look, finish)
     for _ in range(3):
         with pytest.raises(FinishedError):
             call(1, 2)
@@ -178,7 +183,7 @@ def test_clock_of_a_submission_comes_back_with_the_call(pair):
 
 def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     first, second = pair.submit(0, ADD, [1, 2]), pair.submit(0, ADD, [3, 4])
-    futex, expected = pair.client.doze(second)
+    futex, expected = pair.client.doze(second, layout.RING_FUTEX)
     assert expected == layout.CALL_SUBMITTED
     pair.run()
     assert [pair.worker.sleeper(slot) for slot in pair.hooks.woken] != [futex]  # another process, another address
@@ -189,31 +194,83 @@ def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     assert pair.client.doze(second) is None
 
 
-def test_worker_that_may_sleep_wakes_at_its_bell_and_rings_for_who_sleeps_at_the_other_one(pair):
-    ended = threading.Event()
+@contextmanager
+def sleeping_worker(pair):
+    """Have the worker run calls in a thread, and sleep."""
 
     def work():
         while pair.run(may_sleep=True) != layout.RING_ATTENTION:
             pass
-        ended.set()
 
     thread = threading.Thread(target=work)
     thread.start()
-    for number in range(200):
-        request = pair.client.request(0, ADD)
-        request.pack((number, 1))
-        if pair.client.submit(request) & layout.RING_DOORBELL:
-            bells.ring(pair.client.worker_bell)
-        while pair.client.doze_at_bell(request):
-            assert bells.wait(pair.client.end_bell, 30.0)
-        assert pair.client.wait(request) == layout.RING_DONE
-        assert request.results() == (number + 1,)
-        pair.client.give(request)
-    pair.client.call_attention()
-    bells.ring(pair.client.worker_bell)
-    assert ended.wait(30.0)
-    thread.join()
+    try:
+        yield
+    finally:
+        pair.client.call_attention()
+        bells.ring(pair.client.worker_bell)
+        thread.join()
+
+
+def test_worker_that_may_sleep_wakes_at_its_bell_and_rings_for_who_sleeps_at_the_other_one(pair):
+    with sleeping_worker(pair):
+        for number in range(200):
+            request = pair.client.request(0, ADD)
+            request.pack((number, 1))
+            if pair.client.submit(request) & layout.RING_DOORBELL:
+                bells.ring(pair.client.worker_bell)
+            while pair.client.doze(request):
+                assert bells.wait(pair.client.end_bell, PATIENCE)
+            assert pair.client.wait(request) == layout.RING_DONE
+            assert request.results() == (number + 1,)
+            pair.client.give(request)
     assert pair.hooks.woken == []
+
+
+def test_hot_function_sleeps_without_another_look_where_its_worker_sleeps(pair):
+    def sleep(request):
+        bells.ring(pair.client.worker_bell)
+        assert bells.wait(pair.client.end_bell, PATIENCE)
+        slept.append(request.sequence)
+        return pair.client.look(request)
+
+    def finish(request, answer):
+        raise FinishedError(answer)
+
+    slept = []
+    swap, nothing = (pair.client.call_function(number, kind, list, sleep, finish) for number, kind in ((1, SWAP), (2, NOTHING)))
+    with sleeping_worker(pair):
+        for number in range(100):
+            eventually(pair.client.is_parked)
+            assert swap(number, 0.5) == [0.5, number]
+            eventually(pair.client.is_parked)
+            assert nothing() is None
+    assert slept == list(range(200))
+
+
+def test_the_bell_is_one_callers_until_its_call_was_collected(pair):
+    first, second = pair.submit(0, ADD, [1, 2]), pair.submit(0, ADD, [3, 4])
+    bell = pair.client.end_bell
+    assert pair.client.doze(first)[0] == bell
+    assert pair.client.doze(second)[0] != bell
+    pair.run()
+    third = pair.submit(0, ADD, [5, 6])
+    assert pair.client.doze(third)[0] != bell
+    assert pair.client.doze(first) is None
+    assert pair.client.wait(first) == layout.RING_DONE
+    assert pair.client.doze(third)[0] == bell
+    assert pair.client.doze(third)[0] == bell
+
+
+def test_hot_function_does_not_sleep_at_a_bell_that_is_another_callers(pair):
+    def finish(_request, answer):
+        raise FinishedError(answer)
+
+    assert pair.worker.park()
+    assert pair.client.doze(pair.submit(0, ADD, [1, 2]))[0] == pair.client.end_bell
+    with pytest.raises(FinishedError) as raised:
+        pair.client.call_function(0, ADD, list, None, finish)(1, 2)
+    assert raised.value.args == (layout.RING_PENDING | layout.RING_DOORBELL,)
 
 
 def test_submission_to_a_parked_worker_asks_for_the_bell(pair):
@@ -278,6 +335,36 @@ def test_call_that_ends_while_it_is_interrupted_absorbs_the_tick(pair):
     pair.worker.end(slot, layout.CALL_RETURNED)
     assert pair.hooks.absorbed == 1
     assert pair.client.wait(request) == layout.RING_DONE
+
+
+def test_batch_is_interrupted_only_in_the_call_that_it_was_seen_to_run(pair):
+    pair.client.submit(pair.client.batch_request(0, 3, 0, 0), layout.CALL_ASYNCHRONOUS | layout.CALL_STOPPABLE)
+    imports = pair.worker.imports()
+    slot = imports["ring_next"](pair.store, pair.worker.address)
+    assert imports["ring_advance"](pair.store, slot) == 0
+    assert pair.client.end_at(0, 0) == layout.CALL_RUNNING
+    assert imports["ring_advance"](pair.store, slot) == 0
+    assert pair.client.end_at(0, 2) == layout.CALL_INTERRUPTING
+    assert pair.client.end_at(0, 1) == layout.CALL_RUNNING
+    assert imports["ring_advance"](pair.store, slot) == 1
+    pair.worker.end(slot, layout.CALL_RETURNED)
+    (ended,) = pair.client.collect()
+    assert (ended.status, ended.progress, pair.hooks.absorbed) == (layout.CALL_RETURNED, 3, 1)
+    assert pair.client.end_at(0, 3) == layout.CALL_EMPTY
+
+
+def test_next_batch_in_a_slot_is_not_stopped_because_the_one_before_was(pair):
+    imports = pair.worker.imports()
+    stops = []
+    for sequence in range(2 * layout.RING_SLOTS):
+        pair.client.submit(pair.client.batch_request(0, 3, 0, 0), layout.CALL_ASYNCHRONOUS | layout.CALL_STOPPABLE)
+        slot = imports["ring_next"](pair.store, pair.worker.address)
+        if sequence == 0:
+            pair.client.end_at(0, 0)
+        stops.append(imports["ring_advance"](pair.store, slot))
+        pair.worker.end(slot, layout.CALL_RETURNED)
+        pair.client.collect()
+    assert stops == [1] + [0] * (2 * layout.RING_SLOTS - 1)
 
 
 def test_tick_at_the_end_of_a_call_is_the_workers_to_see(pair):
@@ -366,15 +453,15 @@ def test_rings_that_come_and_go_take_no_more_memory_and_no_descriptors(engine, c
                 ring.give(ring.request(number, kind))
             ring.give(ring.batch_request(0, 5, 0, 0))
             with pytest.raises(FinishedError):
-                ring.call_function(0, ADD, list, lambda _, answer: (_ for _ in ()).throw(FinishedError(answer)))(1, 2)
+                ring.call_function(0, ADD, list, ring.look, lambda _, answer: (_ for _ in ()).throw(FinishedError(answer)))(1, 2)
 
     use_a_ring()
     gc.collect()
-    descriptors, end = len(list(Path("/proc/self/fd").iterdir())), core.call("ring_new_request", 2)
+    descriptors, end = descriptors_of(), core.call("ring_new_request", 2)
     for _ in range(20):
         use_a_ring()
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert descriptors_of() == descriptors
     assert core.call("ring_new_request", 2) - end == 128
 
 

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import steps
 from shmwasm.posix.conditions import Condition, Event, Lock
 from shmwasm.posix.signals import interrupts_put_off
+from waiting import PATIENCE, eventually
 
-PATIENCE = 30.0
 ALL = 1 << 30
 
 
@@ -90,7 +91,7 @@ def test_whoever_holds_a_lock_may_take_it_again() -> None:
     assert is_free(lock)
 
 
-def test_ctrl_c_at_any_step_leaves_a_lock_free(steps) -> None:
+def test_ctrl_c_at_any_step_leaves_a_lock_free() -> None:
     lock = Lock()
 
     def work() -> None:
@@ -103,7 +104,7 @@ def test_ctrl_c_at_any_step_leaves_a_lock_free(steps) -> None:
         assert is_free(lock), step
 
 
-def test_what_is_done_with_a_lock_held_is_done_as_a_whole(steps) -> None:
+def test_what_is_done_with_a_lock_held_is_done_as_a_whole() -> None:
     lock, first, second = Lock(), [], []
 
     def work() -> None:
@@ -139,9 +140,7 @@ def test_a_condition_wakes_all_that_wait() -> None:
             woken.append(condition.wait(PATIENCE))
 
     threads = [in_thread(wait) for _ in range(3)]
-    until = time.monotonic() + PATIENCE
-    while len(waiting) < 3 and time.monotonic() < until:
-        time.sleep(0.001)
+    eventually(lambda: len(waiting) == 3)
     with condition:
         condition.notify_all()
     for thread in threads:
@@ -159,7 +158,7 @@ def test_a_condition_that_nobody_notifies_is_waited_for_no_longer_than_asked() -
     assert is_free(condition)
 
 
-def test_ctrl_c_at_any_step_of_a_wait_leaves_a_condition_free(steps) -> None:
+def test_ctrl_c_at_any_step_of_a_wait_leaves_a_condition_free() -> None:
     condition = Condition()
 
     def work() -> None:
@@ -231,7 +230,7 @@ def test_an_event_that_does_not_happen_is_waited_for_no_longer_than_asked() -> N
     assert not event.wait(-1)
 
 
-def test_ctrl_c_at_any_step_of_a_wait_leaves_an_event_that_can_happen(steps) -> None:
+def test_ctrl_c_at_any_step_of_a_wait_leaves_an_event_that_can_happen() -> None:
     event = Event()
 
     def work() -> None:
