@@ -193,10 +193,17 @@ class PoolStorm:
     def check(self):
         """Check that the pool becomes whole again, what it counted, and that its instances answer."""
         rng = random.Random(self.rng.random())
-        deadline = time.monotonic() + PATIENCE
+        began = time.monotonic()
+        deadline, pause = began + PATIENCE, 0.5
+        submits_at = began + pause
         while not self.is_whole():
-            # A pool whose instance could not be made tries again when something is submitted.
-            self.await_future(*self.start(rng, self.pool.submit), False)
+            time.sleep(0.005)
+            if time.monotonic() > submits_at:
+                # A pool whose instance could not be made tries again when something is submitted. One that replaces its instances
+                # after each call has to make another one then, so it is left in peace for longer and longer.
+                self.await_future(*self.start(rng, self.pool.submit), False)
+                pause *= 2
+                submits_at = time.monotonic() + pause
             if time.monotonic() > deadline:
                 self.tally.problem(f"the pool did not become whole: {self.pool.instances}, {self.pool.statistics()}")
                 return
