@@ -162,7 +162,7 @@ class RingCallPath:
         def finish(request: Request | None, answer: int) -> object:
             return self._settle(target, request, answer, None)
 
-        return self._ring.call_function(target.number, target.kind, convert, finish)
+        return self._ring.call_function(target.number, target.kind, convert, self._sleepers.wake_worker_and_sleep, finish)
 
     def call(self, target: Target, arguments: Sequence[Number], clock: Clock | None) -> object:
         """Call `target` and wait for its end; takes what `Call` takes."""

@@ -165,6 +165,20 @@ class Request:
         return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
 
 
+def look_function(core_function: CoreFunction) -> Callable[[Request], int]:
+    """Return the function that enters the core with a request, and returns the answer."""
+    context, function, arity, trap = core_function.context, core_function.function, core_function.arity, core_function.trap
+    pack, unpack = struct.Struct("<I").pack_into, struct.Struct("<I").unpack_from
+
+    def look(request: Request) -> int:
+        pack(request.memory, 0, request.place)
+        invoke(context, function, request.arguments, arity, trap)
+        answer: int = unpack(request.memory)[0]
+        return answer
+
+    return look
+
+
 class Steps(NamedTuple):
     """What a hot function is made of, beside the core."""
 
@@ -172,6 +186,8 @@ class Steps(NamedTuple):
     """Gives another request, or None if there is no ring any more."""
     convert: Callable[[tuple[object, ...]], Sequence[int | float]]
     """Makes numbers of the arguments, or raises."""
+    sleep: Callable[[Request], int]
+    """Wakes the worker, sleeps until the call has ended, and returns the core's answer then, where it says that one is to."""
     finish: Callable[[Request | None, int], object]
     """Returns what the call is to return where the core answered something else than RING_DONE."""
     withdraw: Callable[[Request], None]
@@ -230,7 +246,13 @@ def make({given}):
                 pack_otherwise(request, ({arguments}*more,))
             enter(context, function, request.arguments, arity, trap)
             answer, {results} = unpack(request.memory)
-            result = finish(request, answer) if answer else {result}
+            if answer:
+                if answer == {asleep}:
+                    answer = sleep(request)
+                    _, {results} = unpack(request.memory)
+                result = finish(request, answer) if answer else {result}
+            else:
+                result = {result}
         except BaseException:
             # Also a signal's handler may raise, after the call was submitted; and again before this is begun.
             try:
@@ -244,7 +266,7 @@ def make({given}):
         return result
     return call
 """
-_GIVEN: Final = "take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, new, convert, finish, withdraw"
+_GIVEN: Final = f"take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, {', '.join(Steps._fields)}"
 
 
 @functools.cache
@@ -254,6 +276,7 @@ def _maker(parameters: int, results: int) -> Any:
     text = _TEMPLATE.format(
         given=_GIVEN,
         lost=layout.RING_LOST,
+        asleep=layout.RING_PENDING | layout.RING_DOORBELL | layout.RING_AT_BELL,
         parameters="".join(f"a{index}=missing, " for index in range(parameters)),
         arguments="".join(f"a{index}, " for index in range(parameters)),
         results=", ".join(values),

@@ -16,7 +16,7 @@ from shmwasm import Runtime, errors
 from shmwasm.client.instances import Instance
 from shmwasm.client.pools import InstancePool
 from shmwasm.core import layout
-from waiting import PATIENCE
+from waiting import PATIENCE, eventually
 
 STEPS = 40
 """At how many steps, chosen at random, each kind of work is interrupted."""
@@ -174,10 +174,11 @@ def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, work: Ca
     own_bench.check_that_nothing_is_lost()
 
 
-def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench) -> None:
+@pytest.mark.parametrize("timeout", [PATIENCE, None])
+def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, timeout: float | None) -> None:
     instance = bench.runtime.spawn(bench.module)
-    for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=PATIENCE), 1 << 30):
-        pass
+    for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=timeout), 1 << 30):
+        eventually(instance.path._ring.is_parked)  # so that the next call wakes the worker
     instance.close()
     assert not instance.alive
 
