@@ -195,7 +195,7 @@ class PoolStorm:
         rng = random.Random(self.rng.random())
         deadline = time.monotonic() + PATIENCE
         while not self.is_whole():
-            # A pool whose instance could not be made tries again when something is submitted; but a call may be an instance's last.
+            # A pool whose instance could not be made tries again when something is submitted; but that may be an instance's last.
             if self.pool.statistics().starting:
                 time.sleep(0.001)
             else:
