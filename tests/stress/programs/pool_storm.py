@@ -193,17 +193,13 @@ class PoolStorm:
     def check(self):
         """Check that the pool becomes whole again, what it counted, and that its instances answer."""
         rng = random.Random(self.rng.random())
-        began = time.monotonic()
-        deadline, pause = began + PATIENCE, 0.5
-        submits_at = began + pause
+        deadline = time.monotonic() + PATIENCE
         while not self.is_whole():
-            time.sleep(0.005)
-            if time.monotonic() > submits_at:
-                # A pool whose instance could not be made tries again when something is submitted. One that replaces its instances
-                # after each call has to make another one then, so it is left in peace for longer and longer.
+            # A pool whose instance could not be made tries again when something is submitted; but that may be an instance's last.
+            if self.pool.statistics().starting:
+                time.sleep(0.001)
+            else:
                 self.await_future(*self.start(rng, self.pool.submit), False)
-                pause *= 2
-                submits_at = time.monotonic() + pause
             if time.monotonic() > deadline:
                 self.tally.problem(f"the pool did not become whole: {self.pool.instances}, {self.pool.statistics()}")
                 return
