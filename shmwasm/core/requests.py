@@ -218,6 +218,17 @@ class _Missing:
 
 _MISSING: Final = _Missing()
 
+_MOST_INTERRUPTS: Final = 5
+"""How many signals may come together whose handlers raise: one where a call is left, the next where it is to be withdrawn."""
+
+_WITHDRAW: Final = """
+try:
+    withdraw(request)
+except BaseException:
+    {again}
+    raise
+"""
+
 _TEMPLATE: Final = """
 def make({given}):
     def call({parameters}*more):
@@ -246,21 +257,67 @@ def make({given}):
             else:
                 result = {result}
         except BaseException:
-            # Also a signal's handler may raise, after the call was submitted; and again before this is begun.
+            # Also a signal's handler may raise, after the call was submitted.
             try:
-                withdraw(request)
-            except BaseException:
-                withdraw(request)
-                raise
-            give(request)
+                {withdraw}
+            finally:
+                give(request)
             raise
         give(request)
         return result
     return call
 """
+_WAITED_FOR: Final = """
+def waited_for(work, request, withdraw, give):
+    try:
+        result = work()
+    except BaseException:
+        try:
+            {withdraw}
+        finally:
+            give(request)
+        raise
+    give(request)
+    return result
+"""
+
 _GIVEN: Final = (
     f"take, give, enter, context, function, look, arity, trap, pack, place, unpack, pack_otherwise, {', '.join(Steps._fields)}"
 )
+
+
+def _withdrawing(interrupts: int) -> str:
+    """Return the text that withdraws a call for certain, whoever interrupts that so often."""
+    return _WITHDRAW.strip().format(again=_within(_withdrawing(interrupts - 1), 4) if interrupts else "pass")
+
+
+def _within(text: str, depth: int) -> str:
+    """Return some lines as they follow others that begin so many characters deep."""
+    return text.replace("\n", "\n" + " " * depth)
+
+
+def _made(text: str, name: str) -> Any:
+    """Return what a text of ours defines by that name."""
+    names: dict[str, Any] = {"missing": _MISSING}
+    exec(text, names)  # noqa: S102  made of nothing but numbers
+    return names[name]
+
+
+_waited_for: Final = _made(_WAITED_FOR.format(withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 12)), "waited_for")
+
+
+def waited_for(
+    work: Callable[[], object], request: Request, withdraw: Callable[[Request], None], give: Callable[[Request], None]
+) -> object:
+    """Return what `work` returns, which submits a call and waits for it; whatever ends that, withdraw the call.
+
+    Args:
+        work: What to do.
+        request: The call's, which is given back in the end.
+        withdraw: As in `Steps`.
+        give: Takes the request back.
+    """
+    return _waited_for(work, request, withdraw, give)
 
 
 @functools.cache
@@ -275,7 +332,6 @@ def _maker(parameters: int, results: int) -> Any:
         arguments="".join(f"a{index}, " for index in range(parameters)),
         results=", ".join(values),
         result=values[0] if results == 1 else f"[{', '.join(values)}]" if values else None,
+        withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 16),
     )
-    names: dict[str, Any] = {"missing": _MISSING}
-    exec(text, names)  # noqa: S102  made of nothing but two numbers
-    return names["make"]
+    return _made(text, "make")
