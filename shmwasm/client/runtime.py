@@ -33,6 +33,7 @@ from shmwasm.posix.conditions import Lock
 from shmwasm.posix.listening import connect as connect_to
 from shmwasm.posix.processes import check_platform
 from shmwasm.posix.processors import usable_processors
+from shmwasm.posix.reentry import refuse_on_top
 from shmwasm.posix.segments import Source
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
@@ -67,6 +68,7 @@ class Runtime:
     """
 
     def __init__(self, *, connect: str | os.PathLike[str] | None = None, quota: int = 0) -> None:
+        refuse_on_top("a new runtime")
         check_platform()
         allowed = checks.whole_number(quota, "a quota of bytes")
         self._process: subprocess.Popen[bytes] | None = None
@@ -214,6 +216,7 @@ class Runtime:
             UnsupportedError: It exports a name that is reserved, imports what cannot be given, or others can write to the cache.
         """
         self._require_open()
+        refuse_on_top("loading a module")
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
         try:
             compiled = self._allocator.compile(source, metered=checks.flag(metered, "metered"))
@@ -372,6 +375,8 @@ class Runtime:
 
         Calls under way fail with `WorkerLostError`, waiting ones are cancelled.
         """
+        if self._closed is not None:
+            return
         self._receiver.check_may_block()
         with self._lock:
             if self._closed is not None:
@@ -590,6 +595,7 @@ def _dismiss(started: Future[Instance]) -> None:
 
 def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Block:
     """Return a block that another process of this user pickled; this process joins its coordinator if it has not yet."""
+    refuse_on_top("unpickling a block")
     with _runtimes_lock:
         runtime = next((one for one in _runtimes if one.usable and one.address == address), None)
     if runtime is None:
