@@ -91,8 +91,7 @@ class BoundExport:
 
     def __call__(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None) -> Any:
         """Call the function and wait for its result; returns and raises what `Instance.call` does."""
-        me = get_ident()
-        if me in self._barred or me in holders:
+        if holders or get_ident() in self._barred:  # if it is another thread that holds a lock, no harm is done by looking closer
             self._instance.check_may_wait()
         if timeout is not None or fuel is not None:
             return self._path.call(self.target, self.numbers(arguments, fuel), new_clock(timeout))

@@ -284,8 +284,10 @@ def test_a_slow_call_of_a_map_holds_no_other_lot_up(shared_runtime: Runtime) -> 
 def is_at(member, index) -> bool:
     """Return whether an instance runs the call at that place of a map."""
     running = member.instance.path._ring.running()
-    flights = [one for one in member.flights if running is not None and one.call.sequence == running.sequence]
-    return any(flight.work.start + running.progress == index for flight in flights)
+    # A flight that lands at this moment has no call any more.
+    given = [(one.work, one.call) for one in list(member.flights)]
+    works = [work for work, call in given if running is not None and call is not None and call.sequence == running.sequence]
+    return any(work.start + running.progress == index for work in works)
 
 
 def test_a_worker_that_dies_in_a_lot_loses_one_call(shared_runtime: Runtime) -> None:
