@@ -22,7 +22,7 @@ from shmwasm.addresses import WASM_PAGE, WINDOW_END, AppAddress
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
+from shmwasm.engine.nests import new_store
 from shmwasm.engine.windows import Grant, Window
 from shmwasm.posix.segments import Segment
 from shmwasm.rewrite import rewrite, seam

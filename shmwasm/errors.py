@@ -212,13 +212,14 @@ class InstantiationError(InstanceError):
 
 @dataclass(eq=False)
 class UnknownExportError(InstanceError, LookupError):
-    """The module exports no function `export`."""
+    """The module exports no function `export`. `instance` is 0 if a pool was asked, before it had chosen one."""
 
     export: str
     known: list[str]
 
     def __str__(self) -> str:
-        return f"instance {self.instance} exports no function {shown(self.export)}; its functions are: {listed(self.known)}"
+        who = f"instance {self.instance}" if self.instance else "the pool's module"
+        return f"{who} exports no function {shown(self.export)}; its functions are: {listed(self.known)}"
 
 
 @dataclass(eq=False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -63,12 +61,6 @@ def importable_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "path", [*sys.path, str(request.config.rootpath)])
 
 
-@pytest.fixture(scope="session")
-def steps() -> ModuleType:
-    """What interrupts work at any one of its steps: `steps.py`."""
-    return _imported("steps")
-
-
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     """A private runtime for one test."""
@@ -87,20 +79,11 @@ def shared_runtime() -> Iterator[Runtime]:
 @pytest.fixture(scope="session")
 def npm() -> Path:
     """The directory of the files that `npm.py` lists; tests that need it are skipped without npm or a network, but not in CI."""
-    packages = _imported("npm")
+    import npm as packages  # noqa: PLC0415  few tests need it
+
     try:
         return packages.fetch()
     except packages.UnavailableError as reason:
         if os.environ.get("CI"):
             pytest.fail(str(reason))
         pytest.skip(str(reason))
-
-
-def _imported(name: str) -> ModuleType:
-    """Import a module that lies beside this one."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -19,8 +19,8 @@ from shmwasm.core import CORE_MODULE, Core, HeapSlot, dispatching
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import Source, deserialize
+from shmwasm.engine.nests import new_store
 from shmwasm.posix.conditions import Lock
 from shmwasm.protocol import messages
 

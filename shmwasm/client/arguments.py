@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 from shmwasm import errors
 from shmwasm.client.blocks import Block
 from shmwasm.client.side_channel import Number
+from shmwasm.engine.modules import FunctionType
 from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
-
-if TYPE_CHECKING:
-    from shmwasm.client.instances import Instance
 
 Value = SupportsIndex | float
 """What can be passed to a guest: integers (and blocks, as the address at which the guest sees them) and floats."""
 
 
-def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], list[Number]]:
-    """Return the function that checks and converts the arguments of one export of one instance.
+Convert = Callable[[Sequence[Value]], list[Number]]
+"""Makes of one call's arguments numbers in the ranges of their types, integers unsigned, or raises `ArgumentError`."""
+
+
+def converters(export: str, kind: FunctionType, address_of: Callable[[Block], int]) -> Convert:
+    """Return the function that checks and converts the arguments of an exported function.
+
+    Args:
+        export: Its name.
+        kind: Its type.
+        address_of: Returns the address at which a block is passed to it, or raises.
 
     Raises:
         UnsupportedError: The function takes or returns something that is not a number.
     """
-    kind = instance.module.exports[export]
     for one in (*kind.parameters, *kind.results):
         if one not in NUMBERS:
             raise errors.UnsupportedError(f"calling {export!r} from Python", f"it takes or returns a value of type {one}")
@@ -37,7 +43,7 @@ def converters(instance: Instance, export: str) -> Callable[[Sequence[Value]], l
                 f"{export!r} takes {len(parameters)} arguments ({', '.join(parameters)}), not {len(arguments)}"
             )
         return [
-            _number(export, place, parameter, instance.address_of(argument) if isinstance(argument, Block) else argument)
+            _number(export, place, parameter, address_of(argument) if isinstance(argument, Block) else argument)
             for place, (parameter, argument) in enumerate(zip(parameters, arguments, strict=True))
         ]
 

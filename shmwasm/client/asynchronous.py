@@ -53,6 +53,11 @@ class Call:
         assert packed, "numbers were converted wrongly"
         return request
 
+    @property
+    def flags(self) -> int:
+        """What sort of call it is (see `ring.h`)."""
+        return layout.CALL_ASYNCHRONOUS
+
     def results(self, one: EndedCall) -> Any:
         """Return what `ended` is told."""
         return list(self.target.unpack(one.cells)) if one.status == layout.CALL_RETURNED else None
@@ -68,7 +73,7 @@ class BatchCall(Call):
         count: How many calls.
         arguments: Where the columns of arguments start in the batch buffers.
         results: Where those of the results start.
-        clock: The time limit of all of them together, if there is one.
+        clock: The time limit of each of them, if there is one.
         ended: See above.
     """
 
@@ -77,6 +82,13 @@ class BatchCall(Call):
     def __init__(self, target: Target, count: int, arguments: int, results: int, clock: Clock | None, ended: Ended) -> None:  # noqa: PLR0917
         super().__init__(target, (), clock, ended)
         self._place = count, arguments, results
+        if clock is not None:
+            clock.progress = 0
+
+    @property
+    def flags(self) -> int:
+        """What sort of call it is (see `ring.h`)."""
+        return super().flags if self.clock is None else super().flags | layout.CALL_STOPPABLE
 
     def request(self, ring: ClientRing) -> Request:
         """Return what to submit."""

@@ -232,8 +232,7 @@ class RingCallPath:
 
     def reached(self, call: Call) -> int | None:
         """Return how many calls of a batch had returned when the worker was lost; None if it was not what the worker ran."""
-        running = self._ring.running()
-        return running.progress if running is not None and running.sequence == call.sequence else None
+        return None if call.sequence is None else self._progress(call.sequence)
 
     def batch_buffer(self, index: int) -> memoryview:
         """Return one of the ring's buffers for batches (see `ClientRing.batch_buffer`)."""
@@ -368,7 +367,7 @@ class RingCallPath:
         """Submit a call and note it down; return whether there was room. The lock is held."""
         request = call.request(self._ring)
         try:
-            answer = self._ring.submit(request, layout.CALL_ASYNCHRONOUS, time.monotonic_ns())
+            answer = self._ring.submit(request, call.flags, time.monotonic_ns())
             if answer == layout.RING_FULL:
                 return False
             call.sequence = request.sequence
@@ -431,6 +430,8 @@ class RingCallPath:
             call.ended(call.results(one), None)
         elif one.status == layout.CALL_TRAPPED:
             call.ended(call.results(one), self._translated(self._side.take_facts(one.sequence)))
+        elif call.clock is not None and one.progress > (call.clock.progress or 0):
+            call.ended(call.results(one), None)  # of a batch: the call whose time was over has just returned
         else:
             call.ended(call.results(one), self._stopped(call.target, call.clock))
 
@@ -482,16 +483,25 @@ class RingCallPath:
         if clock.ended_early:
             clock.hopeless = True
             self._kill()
-        else:
-            clock.ended_early = True
+            return
+        clock.ended_early = True
+        if clock.progress is None:
             end_early(sequence)
+        elif not self._end_batch_early(sequence, clock.progress):
+            clock.ended_early = False  # its time was over, but it has returned, and another one runs
 
     def _look_at(self, clock: Clock, sequence: int, now: float) -> float | None:
         """Look at a call that has not ended: it runs, could run as nothing is before it, or waits. Return when to look again."""
         if self._ring.state(sequence) != layout.CALL_SUBMITTED:
-            return clock.look(now, has_begun=True)
+            progress = None if clock.progress is None else self._progress(sequence)
+            return clock.look(now, has_begun=True, progress=progress or clock.progress or 0)
         has_begun = self._ring.state((sequence - 1) % _SEQUENCES) in _HAS_ENDED
         return clock.look(now, has_begun=has_begun, preparation=self._preparation)
+
+    def _progress(self, sequence: int) -> int | None:
+        """Return how many calls of a batch have returned; None if it is not what the worker runs."""
+        running = self._ring.running()
+        return running.progress if running is not None and running.sequence == sequence else None
 
     def _end_soon(self, sequence: int) -> None:
         """Have the receiver end a call early."""
@@ -502,6 +512,14 @@ class RingCallPath:
         with self._lock:
             if not self._closed and self._ring.end_early(sequence) == layout.CALL_INTERRUPTING:
                 os.eventfd_write(self._interrupt, 1)
+
+    def _end_batch_early(self, sequence: int, progress: int) -> bool:
+        """End a batch early because of the call that comes after `progress` others; return False if that has returned."""
+        with self._lock:
+            answer = layout.CALL_EMPTY if self._closed else self._ring.end_at(sequence, progress)
+            if answer == layout.CALL_INTERRUPTING:
+                os.eventfd_write(self._interrupt, 1)
+        return answer != layout.CALL_RUNNING
 
     def _fate(self, target: Target, clock: Clock | None, sequence: int | None) -> errors.ShmwasmError:
         """Return the error of a call that has not ended when the worker went or the path was closed."""

@@ -60,10 +60,6 @@ class Rows:
         """Return the arguments of `count` of these calls, from the one at `start`."""
         return Rows(count, tuple(column[start : start + count] for column in self.columns))
 
-    def only(self) -> tuple[Any, ...]:
-        """Return the arguments of the only call."""
-        return tuple(column[0] for column in self.columns)
-
 
 class Source:
     """Where the arguments of a map come from: one iterable for each parameter, or structured arrays with a field for each.
@@ -71,12 +67,14 @@ class Source:
     Lists are copied at once. Arrays are not: they are read when their turn comes.
 
     Attributes:
+        columns: How many values there are for each call.
         open: Whether somebody's code must run to go on: then `read` gives only what was fetched, once each.
         total: How many calls there will be, or None if only fetching tells.
     """
 
     def __init__(self, iterables: Sequence[Iterable[Any]]) -> None:
         columns = [column for one in iterables for column in _columns_of(one)]
+        self.columns = len(columns)
         iterators = [column for column in columns if not _is_known(column)]
         self._known = [column if _is_known(column) else None for column in columns]
         self._bound = min((len(column) for column in self._known if column is not None), default=None)

@@ -82,7 +82,7 @@ class BoundExport:
     def __init__(self, instance: Instance, path: RingCallPath, name: str, barred: set[int]) -> None:
         self._instance = instance
         self._path = path
-        self._convert = converters(instance, name)
+        self._convert = converters(name, instance.module.exports[name], instance.address_of)
         self.target = path.target(name)
         self._function = path.function(self.target, self._convert)
         self._address_of = instance.address_of
@@ -163,9 +163,7 @@ class BoundExport:
             UnsupportedError: There is an amount of fuel, and the module is not metered.
         """
         if fuel is not None:
-            raise errors.UnsupportedError(
-                f"a limit of fuel for {self.name!r}", "its module was not loaded as a metered one; use load(..., metered=True)"
-            )
+            raise not_metered(self.name)
         return self._convert(arguments)
 
     def __repr__(self) -> str:
@@ -248,13 +246,30 @@ class Exports:
         return [*super().__dir__(), *self._module.exports]
 
     def _bind(self, name: str) -> BoundExport:
-        if not isinstance(name, str):
-            raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
-        if name not in self._module.exports:
-            raise errors.UnknownExportError(self._number, name, sorted(self._module.exports))
+        check_name(name, self._module, self._number)
         # Another thread may bind it at the same time: one is as good as the other.
         bound = self._bound[name] = self._new(name)
         return bound
+
+
+def check_name(name: object, module: Module, instance: int) -> None:
+    """Raise unless `module`, that of an instance of that number, exports a function of that name.
+
+    Raises:
+        ArgumentError: It is no name.
+        UnknownExportError: There is no such function.
+    """
+    if not isinstance(name, str):
+        raise errors.ArgumentError(f"an export's name must be a string, not {errors.shown(name)}")
+    if name not in module.exports:
+        raise errors.UnknownExportError(instance, name, sorted(module.exports))
+
+
+def not_metered(export: str) -> errors.UnsupportedError:
+    """Return why there can be no limit of fuel for a function."""
+    return errors.UnsupportedError(
+        f"a limit of fuel for {export!r}", "its module was not loaded as a metered one; use load(..., metered=True)"
+    )
 
 
 def _nobody_waits(_results: list[Number] | None, _error: BaseException | None) -> None:

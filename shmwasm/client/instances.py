@@ -24,8 +24,8 @@ from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
 from shmwasm.core.allocator import Core
+from shmwasm.engine.callbacks import converted_results
 from shmwasm.engine.callers import Caller, Region
-from shmwasm.engine.guests import converted_results
 from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Event

@@ -75,6 +75,8 @@ class Wishes:
 
     timeout: float | None = None
     """Seconds that each call may run."""
+    fuel: int | None = None
+    """Units of fuel that each may use; None for an instance's usual amount."""
     deadline: float | None = None
     largest: int = 1
     """How many calls a lot may have."""
@@ -194,13 +196,6 @@ class Mapping:
             kept = bytes(cells[: 8 * len(self.wishes.results) * capacity])
             with self._lock:
                 self._deposit(lot.start, Segment(count, kept, capacity))
-
-    def returned_value(self, lot: Lot, value: Any) -> None:
-        """Take the result of a lot of one call."""
-        with self._lock:
-            if self.wishes.output is not None and not self._closed:
-                self.wishes.output.store_value(lot.start, value)
-            self._deposit(lot.start, Segment(1, values=[value]))
 
     def failed(self, index: int, error: BaseException) -> None:
         """Take the error of one call."""

@@ -14,7 +14,7 @@ from shmwasm.client import checks
 from shmwasm.core import layout
 from shmwasm.core.dispatching import cells_of
 from shmwasm.engine.compiling import CompiledModule
-from shmwasm.engine.modules import FunctionType, GlobalType, OtherType
+from shmwasm.engine.modules import FunctionType, GlobalType, ImportName, OtherType
 from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
 from shmwasm.protocol import messages
 from shmwasm.rewrite.rewriting import WASI_MODULE
@@ -27,9 +27,6 @@ NATIVE_IMPORTS = frozenset(("env", f"shared_heap_{name}") for name in ("malloc",
 
 _LONGEST_IMPORT = 100_000
 """How many characters a module's import can have: what wasmtime takes."""
-
-ImportName = tuple[str, str]
-"""Module and name of an import."""
 
 Imports = Mapping[str, Mapping[str, Callable[..., Any] | float]]
 """Host functions, and numbers for imported globals, by module and name."""

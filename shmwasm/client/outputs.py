@@ -53,13 +53,6 @@ class Output:
             results = np.asarray(result_column(cells, kind, place, count, capacity))
             np.copyto(column[start : start + count], results, casting="unsafe")
 
-    def store_value(self, start: int, value: Any) -> None:
-        """Write the result of one call, as a single call returns it."""
-        import numpy as np  # noqa: PLC0415  see above
-
-        for column, kind, one in zip(self._columns, self._kinds, value if len(self._kinds) > 1 else [value], strict=True):
-            np.copyto(column[start : start + 1], np.array([one], result_dtype(kind)), casting="unsafe")
-
 
 def _takes(dtype: np.dtype[Any], kind: str) -> bool:
     """Return whether an array of such elements can take results of a type: any of them, or the bits of an integer."""

@@ -28,11 +28,12 @@ from itertools import islice
 from typing import Any, Final
 
 from shmwasm import errors
+from shmwasm.client.blocks import Block
 from shmwasm.client.connection import Receiver, complete
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot, Mapping
 from shmwasm.client.pool_life import Growth, PoolOptions
-from shmwasm.client.pool_lines import Flight, Job, Landing, Request
+from shmwasm.client.pool_lines import Flight, Job, Landing
 from shmwasm.client.pool_members import Member, Members, Spawn
 from shmwasm.client.pool_notes import Notes
 from shmwasm.client.pool_queue import PoolQueue
@@ -100,6 +101,27 @@ class Dispatcher:
     def usable(self) -> int:
         """How many instances take part in a map, at least 1."""
         return max(len(self._members), 1)
+
+    def address_of(self, block: Block) -> int:
+        """Return where an instance sees a block; where there is none, where a 32-bit one would.
+
+        Raises:
+            ArgumentError: The block was freed, or no instance sees it.
+        """
+        refused: errors.ArgumentError | None = None
+        with self._notes.lock:
+            for member in self._members:
+                try:
+                    return member.instance.address_of(block)
+                except errors.ArgumentError as error:
+                    refused = error
+                except errors.ClosedError:
+                    continue  # it is about to be let go
+        if refused is not None:
+            raise refused
+        if block.freed:
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self._name()}: it was freed")
+        return block.address
 
     def statistics(self) -> PoolStatistics:
         """Return what was counted so far, and what there is now."""
@@ -337,8 +359,6 @@ class Dispatcher:
         mapping = lot.mapping
         if landing.cells is not None:
             mapping.returned(lot, landing.done, landing.cells, flight.calls)
-        elif landing.done:
-            mapping.returned_value(lot, landing.value)
         mapping.note_pace(landing.done, seconds)
         done = landing.done
         if landing.error is not None and landing.begun:
@@ -438,13 +458,9 @@ class Dispatcher:
         if isinstance(work, Job):
             member.line.give_call(flight, work.request)
             return 1
-        mapping = work.mapping
-        if mapping.wishes.timeout is not None:
-            member.line.give_call(flight, Request(mapping.export, work.rows.only(), mapping.wishes.timeout, None))
-            return 1
         started, failure = member.line.give_lot(flight, work)
         if failure is not None:
-            mapping.failed(work.start + started, failure)
+            work.mapping.failed(work.start + started, failure)
             self._queue.give_back_rest(work, started + 1)
         return started
 

@@ -49,6 +49,7 @@ class PoolOptions:
     least: int
     most: int
     timeout: float | None = None
+    start_timeout: float | None = None
     idle_timeout: float | None = None
     recycle_after: int | None = None
     on_trap: OnTrap = "keep"
@@ -65,6 +66,11 @@ class PoolOptions:
         return self.fresh and (calls >= FRESH_CALLS or calls * memories >= FRESH_MEMORIES)
 
     @property
+    def preparation_timeout(self) -> float | None:
+        """Seconds that `init` may take, and with it all that prepares an instance for a fresh call."""
+        return self.timeout if self.start_timeout is None else self.start_timeout
+
+    @property
     def depth(self) -> int:
         """How many calls an instance may hold: one that runs, and one that waits unless the first may be its last."""
         return 1 if self.on_trap == "replace" else 2
@@ -77,6 +83,7 @@ def pool_options(
     max_size: object,
     usable: int,
     timeout: object,
+    start_timeout: object,
     idle_timeout: object,
     recycle_after: object,
     on_trap: object,
@@ -91,6 +98,7 @@ def pool_options(
         max_size: See there.
         usable: What `size` is by default.
         timeout: See there.
+        start_timeout: See there.
         idle_timeout: See there.
         recycle_after: See there.
         on_trap: See there.
@@ -116,6 +124,7 @@ def pool_options(
         least,
         most,
         timeout=checks.time_limit(timeout) or None,
+        start_timeout=checks.time_limit(start_timeout) or None,
         idle_timeout=checks.time_limit(idle_timeout) or None,
         recycle_after=None if recycle_after is None else checks.whole_number(recycle_after, "recycle_after", low=1),
         on_trap="replace" if trapped == "replace" else "keep",

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from shmwasm import errors
 from shmwasm.client import checks
-from shmwasm.client.arguments import Value, results_of
+from shmwasm.client.arguments import results_of
 from shmwasm.client.asynchronous import BatchCall, Call
 from shmwasm.client.calls import new_clock
 from shmwasm.client.columns import pack
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot
+from shmwasm.client.pool_exports import Request
 from shmwasm.client.pool_life import PoolOptions
 from shmwasm.core import layout
 
@@ -24,15 +25,6 @@ _BUFFERS: Final = list(range(layout.RING_BATCH_BUFFERS))
 _ENDED_BUFFER: Final = -1
 _LOSSES: Final = (errors.WorkerLostError, errors.ClosedError, errors.CoordinatorLostError)
 """What ends whatever an instance has, whether it has begun or not."""
-
-
-class Request(NamedTuple):
-    """One call."""
-
-    export: str
-    arguments: tuple[Value, ...]
-    timeout: float | None
-    fuel: int | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -107,15 +99,23 @@ class Line:
         self._buffers = list(_BUFFERS)
 
     def give_call(self, flight: Flight, request: Request) -> None:
-        """Start a call; raises what `Instance.submit` does."""
+        """Start a call.
+
+        Raises:
+            ArgumentError: The instance does not see a block that is passed.
+            ClosedError: The instance was closed.
+        """
         bound = self._instance.exports[request.export]
+        numbers = request.numbers
+        if numbers is None or self._instance.module.metered:
+            numbers = bound.numbers(request.arguments, request.fuel)
 
         def ended(results: list[int | float] | None, error: BaseException | None) -> None:
             if not flight.taken_back:
                 landing = Landing(1, results_of(results or [])) if error is None else self._failure(flight, error)
                 self._landed(flight, landing)
 
-        flight.call = Call(bound.target, bound.numbers(request.arguments, request.fuel), new_clock(request.timeout), ended)
+        flight.call = Call(bound.target, numbers, new_clock(request.timeout or None), ended)
         self._instance.require_open()
         self._path.start(flight.call)
 
@@ -128,11 +128,14 @@ class Line:
         bound = self._instance.exports[lot.mapping.export]
         buffer = self._buffers.pop()
 
+        wishes = lot.mapping.wishes
+
         def convert(arguments: Sequence[Any]) -> list[int | float]:
-            return bound.numbers(arguments, None)
+            return bound.numbers(arguments, wishes.fuel)
 
         kinds, address_of = bound.target.kind.parameters, self._instance.address_of
-        more = [checks.amount_of_fuel(self._instance.fuel)] if self._instance.module.metered else []
+        fuel = self._instance.fuel if wishes.fuel is None else wishes.fuel
+        more = [checks.amount_of_fuel(fuel)] if self._instance.module.metered else []
         try:
             cells = self._path.batch_buffer(buffer)
             good, failure = pack(lot.rows, kinds, cells, convert=convert, address_of=address_of, more=more)
@@ -157,7 +160,7 @@ class Line:
                 self._landed(flight, landing)
 
         place = buffer * layout.RING_BATCH_SIZE
-        flight.call = BatchCall(bound.target, good, place, place, None, ended)
+        flight.call = BatchCall(bound.target, good, place, place, new_clock(wishes.timeout), ended)
         self._path.start(flight.call)
         return good, failure
 
@@ -189,12 +192,13 @@ class Line:
         """Return how a flight landed that did not return."""
         assert flight.call is not None
         if progress is not None:
-            return Landing(progress, error=error)
+            # One that was interrupted when all had returned has no call to which that happened.
+            return Landing(progress, error=error if progress < flight.calls else None)
         if isinstance(error, CancelledError):
             return Landing(0, error=error, begun=flight.interrupted)
-        if not isinstance(error, _LOSSES):
-            return Landing(0, error=error)
         reached = self._path.reached(flight.call)
+        if not isinstance(error, _LOSSES):
+            return Landing(reached or 0, error=error)  # of a lot, if the worker did not come back from one of its calls
         if reached == flight.calls:
             return Landing(reached)  # all of a lot had returned, but its end had not been said
         return Landing(reached or 0, error=error, begun=reached is not None)
@@ -217,7 +221,7 @@ def prepared(spawned: Future[Instance], options: PoolOptions) -> Future[Instance
             return
         instance = done.result()
         try:
-            running = instance.submit(name, *arguments, timeout=options.timeout)
+            running = instance.submit(name, *arguments, timeout=options.preparation_timeout)
         except Exception as error:  # noqa: BLE001  it belongs to whoever waits for the instance
             instance.dismiss()
             ready.set_exception(error)

@@ -21,8 +21,9 @@ from shmwasm.client.mapping import Mapping, Wishes
 from shmwasm.client.modules import Module
 from shmwasm.client.outputs import Output
 from shmwasm.client.pool_dispatch import Dispatcher
+from shmwasm.client.pool_exports import PoolExport, Request
 from shmwasm.client.pool_life import FRESH_LOT, PoolOptions
-from shmwasm.client.pool_lines import Job, Request
+from shmwasm.client.pool_lines import Job
 from shmwasm.client.pool_members import Spawn
 from shmwasm.client.pool_statistics import PoolStatistics
 from shmwasm.core import layout
@@ -87,6 +88,7 @@ class InstancePool(Executor):
         self._forget = forget
         self._released = False
         self._dispatcher = Dispatcher(self.__repr__, instances, spawn, options, receiver)
+        self._exports: dict[str, PoolExport] = {}
 
     @property
     def size(self) -> int:
@@ -112,9 +114,13 @@ class InstancePool(Executor):
             fuel: Units of fuel that it may use, if the module is metered; by default the pool's.
 
         Raises:
+            UnknownExportError: The module exports no such function.
+            ArgumentError: The arguments do not fit the function's type, or a limit cannot be.
+            UnsupportedError: There is a limit of fuel, and the module is not metered, or the function takes or returns something
+                that is not a number.
             ClosedError: The pool was shut down.
         """
-        job = self._job(fn, args, timeout, fuel)
+        job = self._job(self._request(fn, args, timeout, fuel))
         self._dispatcher.submit(job)
         return job.future
 
@@ -124,9 +130,10 @@ class InstancePool(Executor):
         Instances that come later, also in place of these, are not called: what each one needs is for `init`. The future of an
         instance that is lost before its call has begun ends with `WorkerLostError`. Takes and raises what `submit` does.
         """
+        request = self._request(fn, args, timeout, fuel)
 
         def make() -> Job:
-            job = self._job(fn, args, timeout, fuel)
+            job = self._job(request)
             job.only_there = True
             return job
 
@@ -139,7 +146,7 @@ class InstancePool(Executor):
         wait, the calls end, too.
 
         Raises:
-            ShmwasmError: What the first of the calls raised that did not return. All of them have ended.
+            ShmwasmError: What `submit` raises; or what the first of the calls raised that did not return. All of them have ended.
         """
         self._receiver.check_may_block()
         self._dispatcher.wait_complete()
@@ -166,7 +173,7 @@ class InstancePool(Executor):
         """
         import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
-        job = self._job(fn, args, timeout, fuel)
+        job = self._job(self._request(fn, args, timeout, fuel))
         self._dispatcher.submit(job)
         try:
             return await asyncio.wrap_future(job.future)
@@ -183,6 +190,7 @@ class InstancePool(Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         call_timeout: float | None = None,
+        fuel: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
         progress: Callable[[int, int | None], object] | None = None,
@@ -205,8 +213,9 @@ class InstancePool(Executor):
             timeout: Seconds to wait for all results, counted from now.
             chunksize: How many calls a lot has at most. With 1 no call waits for another of its lot.
             buffersize: How many calls may run ahead of the results that were taken.
-            call_timeout: Seconds that each call may run; by default the pool's. With a limit the calls go to the instances
-                singly.
+            call_timeout: Seconds that each call may run, counted for itself also within a lot; by default the pool's. Fresh calls
+                with a limit go to the instances singly.
+            fuel: Units of fuel that each call may use, if the module is metered; by default the pool's.
             ordered: Whether the results come in order. Otherwise they come as the calls end.
             return_exceptions: Whether errors are given in the place of results, and all calls run, whatever fails.
             progress: Called, in the thread that takes the results, with how many calls have ended, and how many there are or None
@@ -216,14 +225,19 @@ class InstancePool(Executor):
                 knows as many are called as there is room for.
 
         Raises:
-            ArgumentError: An option cannot be; the message names it.
+            UnknownExportError: The module exports no such function.
+            ArgumentError: An option cannot be, or there is not one iterable for each parameter; the message names it.
+            UnsupportedError: There is a limit of fuel, and the module is not metered, or the function takes or returns something
+                that is not a number.
             ClosedError: The pool was shut down.
             TimeoutError: A result was not there in time.
         """
         refuse_on_top("a map")
+        export = self._export(fn)
         source = Source(iterables)
-        kind = self._kind(fn)
-        wishes = self._wishes(timeout, chunksize, buffersize, call_timeout, kind)
+        export.check_columns(source.columns)
+        wishes = self._wishes(timeout, chunksize, buffersize, call_timeout, self._module.signatures[fn])
+        wishes.fuel = export.amount_of_fuel(fuel)
         wishes.ordered = checks.flag(ordered, "ordered")
         wishes.return_exceptions = checks.flag(return_exceptions, "return_exceptions")
         if progress is not None and not callable(progress):
@@ -320,15 +334,22 @@ class InstancePool(Executor):
         if not released:
             self._forget(self)
 
-    def _job(self, fn: str, args: tuple[Value, ...], timeout: float | None, fuel: int | None) -> Job:
+    def _export(self, fn: str) -> PoolExport:
+        """Return an export, or raise unless it can be called."""
+        try:
+            return self._exports[fn]
+        except (KeyError, TypeError):
+            # Another thread may make it at the same time: one is as good as the other.
+            return self._exports.setdefault(fn, PoolExport(self._module, fn, self._dispatcher.address_of))
+
+    def _request(self, fn: str, args: tuple[Value, ...], timeout: float | None, fuel: int | None) -> Request:
+        return self._export(fn).request(args, self._options.timeout if timeout is None else timeout, fuel)
+
+    def _job(self, request: Request) -> Job:
         future = PoolFuture(self._dispatcher, self._receiver.check_may_block)
-        job = Job(Request(fn, args, self._options.timeout if timeout is None else timeout, fuel), future)
+        job = Job(request, future)
         future.job = weakref.ref(job)
         return job
-
-    def _kind(self, fn: object) -> FunctionType | None:
-        """Return the type of an export; None for one that there is not, which is the error of each of its calls."""
-        return self._module.signatures.get(fn) if isinstance(fn, str) else None
 
     def _wishes(
         self,
@@ -336,21 +357,21 @@ class InstancePool(Executor):
         chunksize: int | None,
         buffersize: int | None,
         call_timeout: float | None,
-        kind: FunctionType | None,
+        kind: FunctionType,
     ) -> Wishes:
-        columns = 1 if kind is None else max(len(kind.parameters), len(kind.results), 1)
-        largest = 1 if kind is None else layout.RING_BATCH_SIZE // (CELL * columns)
+        largest = layout.RING_BATCH_SIZE // (CELL * max(len(kind.parameters), len(kind.results), 1))
         if chunksize is not None:
             largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
-        if self._options.fresh:
-            largest = min(largest, FRESH_LOT)
         limit = checks.time_limit(call_timeout) or self._options.timeout
+        if self._options.fresh:
+            # What a worker does between two fresh calls of a lot is no call's time.
+            largest = 1 if limit else min(largest, FRESH_LOT)
         return Wishes(
             timeout=limit,
             deadline=None if timeout is None else time.monotonic() + checks.seconds(timeout, "a time limit"),
-            largest=1 if limit else largest,
+            largest=largest,
             buffer=None if buffersize is None else checks.whole_number(buffersize, "buffersize", low=1),
-            results=() if kind is None else kind.results,
+            results=kind.results,
         )
 
     def _output(self, out: object, fn: str, wishes: Wishes, total: int | None) -> Output:

@@ -240,6 +240,7 @@ class Runtime:
         memory_limit: int | None = None,
         fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
+        start_timeout: float | None = None,
     ) -> Instance:
         """Make an instance in a worker process of its own.
 
@@ -252,15 +253,24 @@ class Runtime:
                 several memories, each may have an equal share of what the maxima of smaller ones leave.
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guest, if it imports that; by default nothing.
+            start_timeout: Seconds until the instance must be ready, with its start function and `_initialize`; None for no limit.
 
         Raises:
             ArgumentError: The module starts with more memory than `memory_limit`, or it is shared and may grow beyond.
-            InstantiationError: The instance could not be made; also `WorkerTrapError` where its start function trapped.
+            InstantiationError: The instance could not be made, its start function trapped, or it was not ready in time.
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
         starting = self._begin_spawn(
-            module, shared_heap, wasi, read_only=read_only, quota=quota, memory_limit=memory_limit, fuel=fuel, fresh=None
+            module,
+            shared_heap,
+            wasi,
+            read_only=read_only,
+            quota=quota,
+            memory_limit=memory_limit,
+            fuel=fuel,
+            fresh=None,
+            time_limit=checks.time_limit(start_timeout) or None,
         )
         return _await_instances(iter([starting]))[0]
 
@@ -279,6 +289,7 @@ class Runtime:
         fuel: int | None = None,
         wasi: messages.WasiOptions | None = None,
         timeout: float | None = None,
+        start_timeout: float | None = None,
         on_trap: OnTrap = "keep",
         recycle_after: int | None = None,
         init: str | tuple[Any, ...] | None = None,
@@ -299,6 +310,8 @@ class Runtime:
             fuel: What each call may use that says nothing else, if the module was loaded as a metered one; None for no limit.
             wasi: What WASI preview 1 grants the guests.
             timeout: Seconds that each call may run that says nothing else; None for no limit.
+            start_timeout: Seconds until each instance must be ready (see `spawn`), and as many for `init`; None for no limit, but
+                that `timeout` is the one of `init`.
             on_trap: What becomes of an instance that trapped or was interrupted: "keep" it, its private memory as that left it,
                 or "replace" it by a new one before anything else is called.
             recycle_after: How many calls an instance runs before it is replaced by a new one; None for no limit.
@@ -306,8 +319,8 @@ class Runtime:
             fresh: Whether each call runs in an instance that no call ran in before: its private memory, globals, tables and WASI
                 state are as they are after instantiation, start function, `_initialize` and `init`, all of which are repeated for
                 each call, before it comes if there is time. Such a preparation fails the call that it was for, with
-                `InstantiationError`; `timeout` is its limit, too. What is shared stays: heaps, and whatever blocks a call
-                leaves behind in them. (Worker processes run many calls, and are replaced now and then.)
+                `InstantiationError`; `start_timeout` is its limit, or else `timeout`. What is shared stays: heaps, and whatever
+                blocks a call leaves behind in them. (Worker processes run many calls, and are replaced now and then.)
 
         Raises:
             ArgumentError: The options do not fit together.
@@ -320,13 +333,14 @@ class Runtime:
             max_size=max_size,
             usable=usable_processors(),
             timeout=timeout,
+            start_timeout=start_timeout,
             idle_timeout=idle_timeout,
             recycle_after=recycle_after,
             on_trap=on_trap,
             init=init,
             fresh=fresh,
         )
-        calls = messages.FreshCalls(init=init is not None, time_limit=options.timeout) if options.fresh else None
+        calls = messages.FreshCalls(init=init is not None, time_limit=options.preparation_timeout) if options.fresh else None
 
         def spawn() -> Future[Instance]:
             return prepared(
@@ -339,6 +353,7 @@ class Runtime:
                     memory_limit=memory_limit,
                     fuel=fuel,
                     fresh=calls,
+                    time_limit=options.start_timeout,
                 ),
                 options,
             )
@@ -447,6 +462,7 @@ class Runtime:
         memory_limit: int | None,
         fuel: int | None,
         fresh: messages.FreshCalls | None,
+        time_limit: float | None,
     ) -> Future[Instance]:
         self._check_module(module)
         checks.flag(read_only, "read_only")
@@ -483,6 +499,7 @@ class Runtime:
                 chain_head=chain_head,
                 read_only=read_only,
                 quota=allowed,
+                time_limit=time_limit,
             ),
             [module.compiled.descriptor, module.dispatcher.descriptor],
             then=finish,

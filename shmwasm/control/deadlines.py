@@ -26,4 +26,12 @@ class RecallDeadline:
     round: int
 
 
-Deadline = HelloDeadline | RecallDeadline
+@dataclass(frozen=True, slots=True)
+class SpawnDeadline:
+    """The worker's instance must be ready, `seconds` after its client asked for it."""
+
+    worker: int
+    seconds: float
+
+
+Deadline = HelloDeadline | RecallDeadline | SpawnDeadline

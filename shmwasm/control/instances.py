@@ -6,7 +6,8 @@ import signal
 from typing import TYPE_CHECKING, assert_never
 
 from shmwasm import errors
-from shmwasm.control.actions import CallChannel, Forget, ForkWorker, KillWorker
+from shmwasm.control.actions import CallChannel, Forget, ForkWorker, KillWorker, StartDeadline
+from shmwasm.control.deadlines import SpawnDeadline
 from shmwasm.control.heaps import grants
 from shmwasm.control.peers import Worker
 from shmwasm.control.workers import ATTACHMENT, LIFE, Attachment, AttachmentInput, Life, LifeInput, step
@@ -49,6 +50,8 @@ class InstanceDesk:
         """
         if message.quota < 0:
             raise errors.ArgumentError(f"quota {message.quota} is negative")
+        if message.time_limit is not None and not message.time_limit > 0:
+            raise errors.ArgumentError(f"a time limit of {message.time_limit} s is not above 0")
         chain = self._attachable(client, message.chain_head) if message.chain_head else []
         number = self._state.number_peer()
         if not self._state.launcher_alive:
@@ -63,6 +66,15 @@ class InstanceDesk:
             worker.attachment = Attachment.ATTACHED
         granted, descriptors = grants(chain, read_only=message.read_only) if chain else ((), ())
         self._state.emit(ForkWorker(number, message.plan, granted, descriptors))
+        if message.time_limit is not None:
+            self._state.emit(StartDeadline(SpawnDeadline(number, message.time_limit), message.time_limit))
+
+    def deadline_passed(self, deadline: SpawnDeadline) -> None:
+        """End the worker if its instance is still being made; the client is answered when it is gone."""
+        worker = self._state.workers.get(deadline.worker)
+        if worker is not None and worker.spawn_request is not None and not worker.doomed:
+            worker.missed = deadline.seconds
+            self.doom(worker)
 
     def attach(self, client: Client, message: messages.Attach) -> None:
         """Have the worker map a chain; the client is answered when it has.
@@ -225,8 +237,8 @@ class InstanceDesk:
             self._state.send(worker.client, messages.Done(request=worker.attach_request))
 
     def _announce(self, worker: Worker) -> None:
-        """Tell the client of a worker that is running since now."""
-        if worker.life is Life.RUNNING:
+        """Tell the client of a worker that is running since now, unless its end is decided already."""
+        if worker.life is Life.RUNNING and not worker.doomed:
             answer = messages.Spawned(request=worker.spawn_request or 0, instance=worker.number, pid=worker.pid)
             worker.spawn_request = None
             self._state.send(worker.client, answer, (CallChannel(worker.number),))
@@ -292,7 +304,9 @@ class InstanceDesk:
     def _lost(self, worker: Worker, pid: int, number: int | None, exit_code: int | None) -> None:
         """Forget a worker whose process is gone."""
         known = worker.spawn_request is None and worker.life is not Life.FAILED
-        error = errors.WorkerLostError(worker.number, pid, number, exit_code)
+        error: errors.InstanceError = errors.WorkerLostError(worker.number, pid, number, exit_code)
+        if worker.missed is not None:
+            error = errors.InstantiationError(worker.number, f"it was not ready within {worker.missed} s")
         farewell = messages.InstanceExited(instance=worker.number, pid=pid, signal=number, exit_code=exit_code)
         self._end(worker, error, farewell if known else None)
 

@@ -25,7 +25,7 @@ from shmwasm.control.actions import (
     StoreHeap,
     VerifyHeaps,
 )
-from shmwasm.control.deadlines import HELLO_SECONDS, HelloDeadline, RecallDeadline
+from shmwasm.control.deadlines import HELLO_SECONDS, HelloDeadline, RecallDeadline, SpawnDeadline
 from shmwasm.control.heaps import Heap, links
 from shmwasm.control.instances import InstanceDesk
 from shmwasm.control.leases import LeaseDesk
@@ -183,6 +183,8 @@ class Coordinator:
                     self._cut_off(client, "it did not say hello")
             case RecallDeadline():
                 self._leases.deadline_passed(deadline)
+            case SpawnDeadline():
+                self._instances.deadline_passed(deadline)
             case _:
                 assert_never(deadline)
 

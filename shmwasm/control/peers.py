@@ -39,12 +39,13 @@ class Worker(Peer):
 
     `chain` is what it is attached to, may be or may still be; `writable` whether for writing. `asked` is the number of the
     request that the worker has to answer, `attach_request` that of the client's request behind it; `spawn_request` is None once
-    answered.
+    answered, and `missed` the time limit, in seconds, within which it was not.
     """
 
     client: int = 0
     module: str = ""
     spawn_request: int | None = None
+    missed: float | None = None
     life: Life = Life.FORKING
     attachment: Attachment = Attachment.DETACHED
     pid: int = 0

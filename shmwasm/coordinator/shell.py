@@ -41,6 +41,9 @@ _MESSAGES_OF_THE_DEAD: Final = 4096
 _RETRY_SECONDS: Final = 0.5
 """When to try again to accept, after the kernel had no descriptor for it."""
 
+_LONGEST_WAIT: Final = 86400.0
+"""Seconds to wait for events at most: the kernel's own limit is 24 days, a client's need not be."""
+
 _PATIENCE: Final = 5.0
 """How long killed workers may take to vanish, in seconds."""
 
@@ -398,7 +401,7 @@ class Shell:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
 
     def _patience(self) -> float | None:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT) if self._timers else None
 
     def _close_channel(self, link: Link) -> None:
         if link.is_open:

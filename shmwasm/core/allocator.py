@@ -219,11 +219,11 @@ class Core:
             ArgumentError: The descriptor cannot be mapped.
         """
         with interrupts_put_off(), self.lock:
-            window = self.map_metadata(metadata, metadata_size)
+            window = self.map_segment(metadata, metadata_size)
             number = next((slot for slot in range(layout.MAXIMUM_SLOTS) if slot not in self._slots), layout.MAXIMUM_SLOTS)
             status = self.call("heap_open", number, window, start, self.owner)
             if status != layout.STATUS_OK:
-                self.unmap_metadata(window)
+                self.unmap_segment(window)
                 raise UnsupportedError(f"opening shared heap {name!r}", _opening_failed(status))
             slot = self._slots[number] = HeapSlot(self, number, window=window, start=start, name=name)
             return slot
@@ -251,10 +251,10 @@ class Core:
     def forget(self, slot: HeapSlot) -> None:
         """Drop a heap that was closed."""
         del self._slots[slot.number]
-        self.unmap_metadata(slot.window)
+        self.unmap_segment(slot.window)
 
-    def map_metadata(self, metadata: int, size: int) -> int:
-        """Map a metadata segment, or a call ring, into the core's memory; return its address there. Safe from any thread."""
+    def map_segment(self, descriptor: int, size: int) -> int:
+        """Map a segment (metadata, or a call ring) into the core's memory; return its address there. Safe from any thread."""
         length = round_up(size, layout.SECTION_ALIGNMENT)
         with interrupts_put_off(), self.lock:
             start = layout.WINDOW_START
@@ -263,13 +263,13 @@ class Core:
                     break
                 start = end
             if start + length > layout.WINDOW_END:
-                raise UnsupportedError("one more shared heap", f"the allocator has no room to map its {size} bytes of metadata")
-            map_fixed(NativeAddress(self._base + start), length, metadata, writable=True)
+                raise UnsupportedError("one more heap or instance", f"the allocator has no room to map its {size} bytes")
+            map_fixed(NativeAddress(self._base + start), length, descriptor, writable=True)
             self._windows[start] = start + length
         return start
 
-    def unmap_metadata(self, window: int) -> None:
-        """Undo `map_metadata`. Until it is done, nothing else is mapped there."""
+    def unmap_segment(self, window: int) -> None:
+        """Undo `map_segment`. Until it is done, nothing else is mapped there."""
         with interrupts_put_off(), self.lock:
             end = self._windows[window]
             unmap_fixed(NativeAddress(self._base + window), end - window)

@@ -53,11 +53,11 @@ class HeapAuthority:
         if not 0 < slabs <= layout.MAXIMUM_SLABS:
             raise ArgumentError(f"a managed heap has 1 to {layout.MAXIMUM_SLABS} slabs of 64 KiB, not {slabs}")
         flags = layout.FLAG_SCRUB * scrub | layout.FLAG_OWNER_FREES_ONLY * owner_frees_only
-        window = core.map_metadata(metadata, metadata_size(slabs))
+        window = core.map_segment(metadata, metadata_size(slabs))
         try:
             core.call("heap_format", window, slabs, flags, identity)
         finally:
-            core.unmap_metadata(window)
+            core.unmap_segment(window)
         return cls.open(core, metadata, slabs=slabs, name=name)
 
     @classmethod

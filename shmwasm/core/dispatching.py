@@ -11,7 +11,8 @@ trap.
 (Code for each export would need no second table. But all of it would be one function, and what a compiler takes for that grows
 with its square: twelve seconds for a module with a thousand exports.)
 
-A batch is one slot for many calls of one export, with arguments and results as columns.
+A batch is one slot for many calls of one export, with arguments and results as columns. If it is stoppable, it may end after any
+of them; to look for that takes longer than a small call, so others do not.
 
 A call of a metered module has one more argument, after its function's own: the fuel that it may use. The dispatcher puts that
 into the guest's globals.
@@ -36,7 +37,7 @@ GUEST: Final = "guest"
 RUN: Final = "run"
 """Its export: takes the ring's address in the core's memory, and whether it may sleep; returns why the host is needed."""
 
-CORE_IMPORTS: Final = ("memory", "ring_next", "ring_end", "ring_park", "ring_unpark")
+CORE_IMPORTS: Final = ("memory", "ring_next", "ring_end", "ring_park", "ring_unpark", "ring_advance")
 """What it imports from the core, in this order."""
 
 BELLS: Final = "bells"
@@ -59,7 +60,7 @@ FUEL: Final = ("given", "fuel")
 """The globals (i64) of a metered guest that are set to a call's fuel; the dispatcher imports them from `GUEST`, at last."""
 
 _NUMBERS: Final = frozenset({"i32", "i64", "f32", "f64"})
-_EXPORT, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS = 12, 24, 28, 32, 36  # offsets in a slot
+_EXPORT, _FLAGS, _COUNT, _PROGRESS, _ARGUMENTS, _RESULTS = 12, 16, 24, 28, 32, 36  # offsets in a slot
 
 
 def dispatched(functions: Mapping[str, Signature]) -> list[str]:
@@ -119,6 +120,7 @@ def _imports(types: Sequence[int]) -> Iterator[str]:
     yield f'(import "{CORE}" "ring_end" (func $end (param i32 i32 i32 i32) (result i32)))'
     yield f'(import "{CORE}" "ring_park" (func $park (param i32) (result i32)))'
     yield f'(import "{CORE}" "ring_unpark" (func $unpark (param i32)))'
+    yield f'(import "{CORE}" "ring_advance" (func $advance (param i32) (result i32)))'
     yield f'(import "{BELLS}" "sleep" (func $sleep))'
     yield f'(import "{BELLS}" "ring" (func $ring_bell))'
     for number, kind in enumerate(types):
@@ -133,6 +135,7 @@ def _serve(number: int, parameters: Sequence[str], results: Sequence[str], *, me
     """Give the function that makes the call in a slot, or all those of a batch, for exports of one type."""
     yield f"(func $serve{number} (param $ring i32) (param $slot i32)"
     yield "(local $export i32) (local $at i32) (local $to i32) (local $end i32) (local $column i32)"
+    yield "(local $stoppable i32)"
     yield "".join(f"(local $result{index} {kind})" for index, kind in enumerate(results))
     yield f"(local.set $export (i32.load offset={_EXPORT} (local.get $slot)))"
     yield f"(if (i32.eqz (i32.load offset={_COUNT} (local.get $slot))) (then"
@@ -147,12 +150,15 @@ def _serve(number: int, parameters: Sequence[str], results: Sequence[str], *, me
     yield f"(local.set $to (i32.add (local.get $ring) (i32.load offset={_RESULTS} (local.get $slot))))"
     yield f"(local.set $column (i32.shl (i32.load offset={_COUNT} (local.get $slot)) (i32.const 3)))"
     yield "(local.set $end (i32.add (local.get $at) (local.get $column)))"
+    yield f"(local.set $stoppable (i32.and (i32.load offset={_FLAGS} (local.get $slot)) (i32.const {layout.CALL_STOPPABLE})))"
     yield "(loop $next_call"
     yield from _fuelling(_cell("$at", own)) if metered else ()
     yield _call(number, parameters, [_cell("$at", index) for index in range(own)])
     yield from _stores(results, [_cell("$to", index) for index in range(len(results))])
-    yield f"(i32.store offset={_PROGRESS} (local.get $slot)"
-    yield f" (i32.add (i32.load offset={_PROGRESS} (local.get $slot)) (i32.const 1)))"
+    yield "(if (local.get $stoppable)"
+    yield "(then (if (call $advance (local.get $slot)) (then (return))))"
+    yield f"(else (i32.store offset={_PROGRESS} (local.get $slot)"
+    yield f" (i32.add (i32.load offset={_PROGRESS} (local.get $slot)) (i32.const 1)))))"
     yield "(local.set $to (i32.add (local.get $to) (i32.const 8)))"
     yield "(br_if $next_call (i32.ne (local.tee $at (i32.add (local.get $at) (i32.const 8))) (local.get $end)))))))"
 

@@ -35,14 +35,15 @@
  *   4       4     waiting     the client sleeps, or is about to: RING_FUTEX on `state`, or RING_BELL on `end_bell` (atomic)
  *   8       4     sequence    the call's number: `submitted` before it was submitted
  *   12      4     export      what to call: its place among the exported functions
- *   16      4     flags       CALL_ASYNCHRONOUS or 0 (atomic)
+ *   16      4     flags       CALL_ASYNCHRONOUS, CALL_STOPPABLE, both or 0 (atomic)
  *   20      4     status      how it ended: CALL_RETURNED and so on
  *   24      4     count       0 for a single call; otherwise the calls of a batch
- *   28      4     progress    how many calls of a batch have returned
+ *   28      4     progress    how many calls of a batch have returned (atomic, of one that is stoppable)
  *   32      4     arguments   of a batch: where its columns of arguments start, in bytes from the ring's first
  *   36      4     results     likewise
  *   40      8     when        the client's clock at the submission, in nanoseconds
  *   48      4     cells_out   how many cells are results
+ *   52      4     stop        the worker begins no more calls of the batch, if it is stoppable (atomic)
  *   64      8*n   cells       arguments, then results in their place: each the bits of one number
  *
  * States of a slot, and who moves it on:
@@ -59,7 +60,7 @@
 #define SHMWASM_RING_H
 
 #define RING_MAGIC 0x314c4c4143534d53 /* the ASCII characters SMSCALL1 */
-#define RING_VERSION 2
+#define RING_VERSION 3
 #define RING_SIZE 1638400
 #define RING_SLOTS 64
 #define RING_FIRST_SLOT 4096
@@ -79,6 +80,7 @@
 #define CALL_ENDED 5
 
 #define CALL_ASYNCHRONOUS 1 /* nobody waits for this very call: the receiver collects it */
+#define CALL_STOPPABLE 2    /* a batch of which one call can be ended early, and no other by mistake */
 
 /* How a client sleeps until its call has ended. */
 #define RING_FUTEX 1

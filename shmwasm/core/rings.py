@@ -83,7 +83,7 @@ class ClientRing:
         self.descriptor = new_sealed_memory("shmwasm-calls", layout.RING_SIZE)
         try:
             self._buffers = map_anywhere(self.descriptor, _BUFFERS_SIZE, writable=True, offset=layout.RING_BATCHES)
-            self.address = core.map_metadata(self.descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(self.descriptor, layout.RING_SIZE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -166,7 +166,7 @@ class ClientRing:
 
         Args:
             request: What to call, and with what; afterwards its `sequence` is the call's number.
-            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it.
+            flags: `layout.CALL_ASYNCHRONOUS`: `collect` finds it. `layout.CALL_STOPPABLE`, of a batch: see `end_at`.
             when: Any number, for `EndedCall.when`.
         """
         request.prepare(flags, when)
@@ -223,6 +223,14 @@ class ClientRing:
             CALL_EMPTY: It has ended.
         """
         return self._call("ring_end_early", sequence, int(only_waiting))
+
+    def end_at(self, sequence: int, progress: int) -> int:
+        """End a stoppable batch early, but only if it runs the call that comes after `progress` others.
+
+        Returns:
+            What `end_early` does, but CALL_RUNNING if that call has returned: then the batch goes on, or ends after another one.
+        """
+        return self._call("ring_end_at", sequence, progress)
 
     def state(self, sequence: int) -> int:
         """Return the state of a call: CALL_EMPTY once it was collected."""
@@ -286,7 +294,7 @@ class ClientRing:
             self._retire("is closed")
             if self.descriptor < 0:
                 return
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self._buffers.close()
             self._close_descriptor()
             for pool in (*self._hot_pools, *self._pools.values(), self._batches, [self._collector]):
@@ -397,11 +405,11 @@ class WorkerRing:
             seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
             if seals & _SEALS != _SEALS:
                 raise ProtocolError("the client sent a call ring whose size is not sealed")
-            self.address = core.map_metadata(descriptor, layout.RING_SIZE)
+            self.address = core.map_segment(descriptor, layout.RING_SIZE)
         except (OSError, ArgumentError) as failure:
             raise ProtocolError(f"the client sent a call ring that cannot be mapped: {failure}") from None
         if not core.call("ring_is_sound", self.address):
-            core.unmap_metadata(self.address)
+            core.unmap_segment(self.address)
             raise ProtocolError(f"the client sent a call ring of another layout than version {layout.RING_VERSION}")
         self._taken = core.view(self.address + _TAKEN, 4).cast("I")
         self._attention = core.view(self.address + _ATTENTION, 4).cast("I")
@@ -479,7 +487,7 @@ class WorkerRing:
     def close(self) -> None:
         """Drop the ring. May be called twice."""
         if self.address:
-            self._core.unmap_metadata(self.address)
+            self._core.unmap_segment(self.address)
             self.address = 0
 
 

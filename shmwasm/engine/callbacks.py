@@ -11,14 +11,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import wasmtime
 from wasmtime import _bindings, _ffi, _func
 
-from shmwasm.engine.numbers import BITS, SIGNED_FORMATS, SLOT, UNSIGNED_FORMATS
-from shmwasm.errors import UnsupportedError
+from shmwasm.engine.numbers import BITS, SIGNED_FORMATS, SLOT, UNSIGNED_FORMATS, fits, number_of
+from shmwasm.errors import ArgumentError, UnsupportedError, shown
 
 if TYPE_CHECKING:
     from shmwasm.engine.modules import FunctionType
@@ -109,3 +109,37 @@ def _dropped(number: int) -> None:
 
 _run = _Callback(_called)
 _forget = _Finalizer(_dropped)
+
+
+def converted_results(kinds: Sequence[str], returned: object) -> Any:
+    """Return what a host function returned, as wasmtime takes it.
+
+    Args:
+        kinds: The types that the guest expects.
+        returned: None, one value, or a sequence of as many values as there are types. Integers may be signed or unsigned, or
+            anything with `__index__`.
+
+    Raises:
+        ArgumentError: It is something else, or does not fit.
+    """
+    if not kinds:
+        if returned is not None:
+            raise ArgumentError(f"the host function returned {shown(returned)}, and the guest expects nothing")
+        return None
+    if len(kinds) == 1:
+        return _converted_result(kinds[0], returned)
+    if not isinstance(returned, Sequence) or len(returned) != len(kinds):
+        raise ArgumentError(f"the host function returned {shown(returned)}, and the guest expects {len(kinds)} values")
+    return list(map(_converted_result, kinds, returned))
+
+
+def _converted_result(kind: str, value: Any) -> int | float:
+    try:
+        number = number_of(kind, value)
+    except Exception as failure:  # the value's own code ran
+        raise ArgumentError(
+            f"the host function returned {shown(value)}, and the guest expects a value of type {kind}"
+        ) from failure
+    if not fits(kind, number):
+        raise ArgumentError(f"the host function returned {shown(number)}, which does not fit into {BITS[kind]} bits")
+    return number

@@ -15,8 +15,7 @@ from shmwasm.rewrite.rewriting import WASI_MODULE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shmwasm.engine.guests import ImportName
-    from shmwasm.engine.modules import ModuleDescription
+    from shmwasm.engine.modules import ImportName, ModuleDescription
 
 Item = wasmtime.Memory | wasmtime.SharedMemory | wasmtime.Table | wasmtime.Global
 

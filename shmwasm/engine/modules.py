@@ -17,6 +17,9 @@ from wasmtime import _bindings, _ffi
 
 from shmwasm.errors import ModuleError, shown
 
+ImportName = tuple[str, str]
+"""Module and name of an import."""
+
 Source = bytes | str | os.PathLike[str]
 """A module: its bytes, its text (which holds "(module"), or the path of either."""
 

@@ -8,8 +8,8 @@ import os
 import signal
 
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import Nest, new_store
 from shmwasm.engine.modules import deserialize
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.engine.selftest import check_mapping
 from shmwasm.engine.wasi import load_adapters
 from shmwasm.errors import HeapNoSpaceError, UnsupportedError

@@ -38,7 +38,7 @@ from shmwasm.worker.main import run_worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shmwasm.engine.guests import Nest
+    from shmwasm.engine.nests import Nest
     from shmwasm.posix.channels import Channel
     from shmwasm.worker.attachment import Attachment
 

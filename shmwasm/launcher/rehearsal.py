@@ -22,8 +22,8 @@ from shmwasm.addresses import SLAB_SIZE, WINDOW_END
 from shmwasm.core import Core, HeapAuthority, layout, metadata_size
 from shmwasm.core.dispatching import cells_of, dispatcher_text
 from shmwasm.core.rings import ClientRing
-from shmwasm.engine.guests import Nest, new_store
 from shmwasm.engine.modules import FunctionType, describe
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages

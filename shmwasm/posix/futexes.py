@@ -35,7 +35,7 @@ import platform
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import UnsupportedError
@@ -68,32 +68,22 @@ class _Waiter(ctypes.Structure):
     )
 
 
-# Handles of our own, which release the interpreter's lock, with the arguments that each call needs.
 _libc = ctypes.CDLL(None, use_errno=True)
-_futex_wake = _libc["syscall"]
-_futex_wake.restype = ctypes.c_long
-_futex_wake.argtypes = [ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
-_futex_wait = _libc["syscall"]
-_futex_wait.restype = ctypes.c_long
-_futex_wait.argtypes = [
-    ctypes.c_long,
-    ctypes.c_void_p,
-    ctypes.c_int,
-    ctypes.c_uint32,
-    ctypes.POINTER(Timespec),
-    ctypes.c_void_p,
-    ctypes.c_uint32,
-]
-_futex_waitv = _libc["syscall"]
-_futex_waitv.restype = ctypes.c_long
-_futex_waitv.argtypes = [
-    ctypes.c_long,
-    ctypes.c_void_p,
-    ctypes.c_uint,
-    ctypes.c_uint,
-    ctypes.POINTER(Timespec),
-    ctypes.c_int,
-]
+
+
+def _system_call(*arguments: Any) -> Callable[..., int]:
+    """Return a handle of our own, which releases the interpreter's lock, for a system call with arguments of these types."""
+    handle = _libc["syscall"]
+    handle.restype = ctypes.c_long
+    handle.argtypes = [ctypes.c_long, *arguments]
+    return handle
+
+
+_futex_wake = _system_call(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
+_futex_wait = _system_call(
+    ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.POINTER(Timespec), ctypes.c_void_p, ctypes.c_uint32
+)
+_futex_waitv = _system_call(ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(Timespec), ctypes.c_int)
 
 
 class Wait(IntEnum):

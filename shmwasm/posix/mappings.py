@@ -65,12 +65,8 @@ def map_fixed(
     _check_range(address, length, offset)
     _check_length(descriptor, offset + length)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    flags = mmap.MAP_SHARED | _MAP_FIXED | (_MAP_POPULATE if prefault else 0)
-    if _mmap(address, length, protection, flags, descriptor, offset) == _MAP_FAILED:
-        failure = ctypes.get_errno()
-        # The kernel may have dropped the old pages before it failed.
-        unmap_fixed(address, length)
-        raise _mapping_error(failure, descriptor, length, writable=writable)
+    flags = mmap.MAP_SHARED | (_MAP_POPULATE if prefault else 0)
+    _map_over(address, length, protection, flags, writable=writable, descriptor=descriptor, offset=offset)
 
 
 def unmap_fixed(address: NativeAddress, length: int) -> None:
@@ -94,11 +90,8 @@ def clear_fixed(address: NativeAddress, length: int) -> None:
         UnsupportedError: The kernel has no room for so much memory; the range is as it was, or inaccessible.
     """
     _check_range(address, length, 0)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-    if _mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == _MAP_FAILED:
-        failure = ctypes.get_errno()
-        unmap_fixed(address, length)
-        raise _mapping_error(failure, -1, length, writable=True)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    _map_over(address, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, writable=True)
 
 
 def reserve_fixed(address: NativeAddress, length: int, descriptor: int, offset: int) -> None:
@@ -110,11 +103,8 @@ def reserve_fixed(address: NativeAddress, length: int, descriptor: int, offset: 
     """
     _check_range(address, length, offset)
     _check_length(descriptor, offset + length)
-    flags = mmap.MAP_SHARED | _MAP_NORESERVE | _MAP_FIXED
-    if _mmap(address, length, _PROT_NONE, flags, descriptor, offset) == _MAP_FAILED:
-        failure = ctypes.get_errno()
-        unmap_fixed(address, length)
-        raise _mapping_error(failure, descriptor, length, writable=True)
+    flags = mmap.MAP_SHARED | _MAP_NORESERVE
+    _map_over(address, length, _PROT_NONE, flags, writable=True, descriptor=descriptor, offset=offset)
 
 
 def open_fixed(address: NativeAddress, length: int) -> None:
@@ -209,6 +199,17 @@ def map_anywhere(descriptor: int, length: int, *, writable: bool, prefault: bool
     if address == _MAP_FAILED:
         raise _mapping_error(ctypes.get_errno(), descriptor, length, writable=writable)
     return Mapping(NativeAddress(address), length, writable=writable)
+
+
+def _map_over(
+    address: NativeAddress, length: int, protection: int, flags: int, *, writable: bool, descriptor: int = -1, offset: int = 0
+) -> None:
+    """Map over a range, which is inaccessible or as it was if that fails."""
+    if _mmap(address, length, protection, flags | _MAP_FIXED, descriptor, offset) == _MAP_FAILED:
+        failure = ctypes.get_errno()
+        # The kernel may have dropped the old pages before it failed.
+        unmap_fixed(address, length)
+        raise _mapping_error(failure, descriptor, length, writable=writable)
 
 
 def _check_range(address: int, length: int, offset: int) -> None:

@@ -259,13 +259,15 @@ class SpawnPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Spawn(Request, frozen=True):
     """Asks for a new instance in a new worker. Descriptors: the compiled module's artifact, and its dispatcher's.
 
-    `chain_head` 0: attached to nothing. `quota`: bytes the worker may lease in all, 0 for no limit.
+    `chain_head` 0: attached to nothing. `quota`: bytes the worker may lease in all, 0 for no limit. `time_limit`: seconds until
+    the instance must be ready; None for no limit.
     """
 
     plan: SpawnPlan
     chain_head: int = 0
     read_only: bool = False
     quota: int = 0
+    time_limit: float | None = None
 
 
 class Attach(Request, frozen=True):

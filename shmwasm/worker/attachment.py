@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import wasmtime
 
     from shmwasm.core.allocator import HeapSlot
-    from shmwasm.engine.guests import ImportName
-    from shmwasm.engine.modules import ModuleDescription
+    from shmwasm.engine.modules import ImportName, ModuleDescription
     from shmwasm.engine.windows import Window
     from shmwasm.worker.links import ControlLink
 

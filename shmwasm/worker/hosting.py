@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shmwasm.engine.guests import ImportName, converted_results
-from shmwasm.engine.modules import FunctionType, ModuleDescription
+from shmwasm.engine.callbacks import converted_results
+from shmwasm.engine.modules import FunctionType, ImportName, ModuleDescription
 from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.errors import HostFunctionError, InstantiationError, UnsupportedError
 from shmwasm.posix.masks import keep_signals_out, let_signals_in

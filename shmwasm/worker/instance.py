@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmwasm.addresses import WINDOW_END
 from shmwasm.engine.callers import Caller, Views
-from shmwasm.engine.guests import Guest, Nest
+from shmwasm.engine.guests import Guest
 from shmwasm.engine.heap_memory import check_memories, is_wide
+from shmwasm.engine.nests import Nest
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.errors import InstantiationError, ProtocolError, ShmwasmError, UnsupportedError, WorkerTrapError, to_wire
 from shmwasm.protocol import messages

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
@@ -26,13 +26,13 @@ from shmwasm.core.dispatching import dispatched
 from shmwasm.core.requests import arguments_format, results_format
 from shmwasm.core.rings import WorkerRing
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType
+from shmwasm.engine.nests import new_store
 from shmwasm.posix import bells, futexes
 from shmwasm.posix.channels import Channel
 from shmwasm.protocol import codec, messages
+from waiting import PATIENCE, eventually
 
-PATIENCE = 10.0
 INSTANCE, PID = 7, 4321
 NUMBER = FunctionType(("i32",), ("i32",))
 FUNCTIONS = {
@@ -135,6 +135,10 @@ class RingBench:
         assert os.read(self._descriptors[2], 8) == (1).to_bytes(8, "little")
         self._end(call, layout.CALL_OVERDUE, interrupted=True)
 
+    def advance(self, call: Taken) -> bool:
+        """Let one more call of a stoppable batch return, as the worker; return whether the batch is to end."""
+        return bool(self._core.call("ring_advance", call.slot))
+
     def hear(self) -> Any:
         """Return what the path says beside the ring next."""
         packet = self._channel.receive(timeout=PATIENCE)
@@ -200,14 +204,6 @@ def bench(cores: tuple[Core, Core]) -> Iterator[RingBench]:
     made = RingBench(cores)
     yield made
     made.close()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_call_brings_its_results_in_the_receiver_thread(bench: RingBench) -> None:
@@ -286,6 +282,22 @@ def test_many_calls_in_one_slot_tell_how_many_returned(bench: RingBench) -> None
     ((progress, error),) = outcomes
     assert progress == 3
     assert isinstance(error, errors.UnsupportedError)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_call_of_a_batch_whose_time_is_over_ends_it_unless_it_has_just_returned(bench: RingBench, is_late) -> None:
+    outcomes: list[Any] = []
+    clock = new_clock(0.05)
+    bench.path.start(BatchCall(bench.path.target("run"), 5, 0, 40, clock, lambda *end: outcomes.append(end)))
+    call = bench.take()
+    assert not bench.advance(call)
+    eventually(lambda: clock.ended_early)
+    if is_late:
+        assert bench.advance(call)
+    bench.stop(call)
+    eventually(lambda: outcomes)
+    ((progress, error),) = outcomes
+    assert (progress, type(error)) == ((2, type(None)) if is_late else (1, errors.CallTimeoutError))
 
 
 def test_a_trap_is_the_error_that_the_worker_sent(bench: RingBench) -> None:

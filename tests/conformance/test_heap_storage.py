@@ -18,8 +18,8 @@ from shmwasm.coordinator.authority import compile_core, new_core
 from shmwasm.coordinator.storage import Storage
 from shmwasm.core import Core, layout
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import deserialize
+from shmwasm.engine.nests import new_store
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol.messages import COORDINATOR, NOBODY, SlabRange
 from shmwasm.testing.storage import BLOCKS_PER_SLAB, FakeStorage

@@ -20,8 +20,8 @@ from shmwasm.core.rings import ClientRing
 from shmwasm.engine.cache import Cache
 from shmwasm.engine.compiling import CompiledModule, compile_companion, compile_module
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.modules import FunctionType, deserialize
+from shmwasm.engine.nests import new_store
 from shmwasm.engine.wasi import compile_adapters
 from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
@@ -29,8 +29,7 @@ from shmwasm.posix.programs import start_program
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
 from shmwasm.protocol.messages import COORDINATOR
-
-PATIENCE = 30.0
+from waiting import PATIENCE
 
 
 class WorkerHandle:

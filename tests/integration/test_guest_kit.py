@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from shmwasm.errors import CallTimeoutError, WorkerLostError
+from waiting import PATIENCE, eventually
 
 GUESTS = Path(__file__).parent / "guests"
 LANGUAGES = ["kit", "kit_zig"]
 ALL_LANGUAGES = ["kit", "kit_cpp", "kit_zig"]
-PATIENCE = 50
 OK, AGAIN, TIMED_OUT, CLOSED, OWNER_DIED, NOT_RECOVERABLE, DEADLOCK, NOT_OWNER, INVALID = range(9)
 """shmwasm_status."""
 FOREVER = -1
@@ -150,9 +150,7 @@ class TestMutex:
     def test_kill_of_the_holder_is_reported_to_one_waiter_and_the_others_get_the_mutex_after_it(self, spawn, mutex, here):
         holder, waiters = spawn(), [spawn() for _ in range(3)]
         staying = holder.submit("mutex_lock_and_stay", mutex, here)
-        deadline = time.monotonic() + PATIENCE
-        while not words(here)[0]:
-            assert time.monotonic() < deadline
+        eventually(lambda: words(here)[0])
         waiting = {one.submit("mutex_lock", mutex): one for one in waiters}
         holder.kill()
         with pytest.raises(WorkerLostError):

@@ -10,11 +10,11 @@ import pytest
 
 from shmwasm.posix.processes import send_signal, wait_gone
 from shmwasm.protocol import messages
+from waiting import PATIENCE
 
 GUEST = """(module (func (export "number") (result i32) (i32.const 7))
   (func (export "spin") (loop $again (br $again))))"""
 
-PATIENCE = 30.0
 
 STARTING = """
 import os, sys

@@ -11,6 +11,7 @@ from shmwasm.posix.processes import wait_gone
 from shmwasm.protocol import messages
 from shmwasm.protocol.messages import FreshCalls
 from shmwasm.worker.fresh import MOST_RESIDENT
+from waiting import PATIENCE
 
 GUEST = """(module
   (memory (export "memory") 1)
@@ -29,8 +30,6 @@ LEFT_ELEMENTS = 1 << 20
 
 COUNT = 1
 """The number of "count" among the guest's functions."""
-
-PATIENCE = 20.0
 
 
 @pytest.fixture

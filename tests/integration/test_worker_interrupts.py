@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from shmwasm import errors
 from shmwasm.core import layout
 from shmwasm.protocol import messages
+from waiting import eventually
 
 GUEST = """(module
   (import "env" "ask" (func $ask (param i32) (result i32)))
@@ -51,9 +51,17 @@ def attached(launcher, heap):
 
 
 def until_running(worker, request):
-    limit = time.monotonic() + 30
-    while worker.ring.state(request.sequence) != layout.CALL_RUNNING:
-        assert time.monotonic() < limit
+    eventually(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
+
+
+def interrupt_while_it_runs(worker, export, *arguments):
+    """Start a call that does not end by itself, and interrupt it."""
+    request = worker.start_call(export, *arguments)
+    until_running(worker, request)
+    assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
+    assert worker.wait(request) == layout.RING_FAILED
+    assert request.status == layout.CALL_OVERDUE
+    worker.ring.give(request)
 
 
 def threads_of(worker):
@@ -76,12 +84,7 @@ def test_a_worker_has_two_threads_as_soon_as_it_has_a_ring(worker):
 
 def test_hundreds_of_interruptions_leave_the_worker_as_it_was(worker):
     for _ in range(200):
-        request = worker.start_call("spin")
-        until_running(worker, request)
-        assert worker.interrupt(request.sequence) == layout.CALL_INTERRUPTING
-        assert worker.wait(request) == layout.RING_FAILED
-        assert request.status == layout.CALL_OVERDUE
-        worker.ring.give(request)
+        interrupt_while_it_runs(worker, "spin")
     assert worker.call("count") == [1]
     assert threads_of(worker) == 2
 
@@ -138,12 +141,7 @@ def test_a_host_function_is_not_disturbed_by_an_interruption_which_is_the_guests
 def test_a_guest_that_sleeps_in_a_heap_is_woken_when_it_is_interrupted(attached, heap, export):
     address = heap.grant.start + 4096
     for _ in range(20):
-        request = attached.start_call(export, address)
-        until_running(attached, request)
-        assert attached.interrupt(request.sequence) == layout.CALL_INTERRUPTING
-        assert attached.wait(request) == layout.RING_FAILED
-        assert request.status == layout.CALL_OVERDUE
-        attached.ring.give(request)
+        interrupt_while_it_runs(attached, export, address)
     assert attached.call("count") == [1]
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from processes import state_of
 from shmwasm.core import layout
 from shmwasm.core.rings import new_sealed_memory
 from shmwasm.posix import bells
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.processes import send_signal, wait_gone
 from shmwasm.protocol import codec, messages
+from waiting import PATIENCE, eventually
 
 GUEST = """(module
   (import "env" "ask" (func $ask (param i32) (result i32)))
@@ -29,18 +31,11 @@ GUEST = """(module
   (func (export "spin") (loop $again (br $again))))"""
 
 CLIENT_FUNCTION = messages.HostImport(module="env", name="ask", on_client=True)
-PATIENCE = 30.0
 
 
 @pytest.fixture
 def worker(launcher):
     return launcher.fork(GUEST, imports=[CLIENT_FUNCTION])
-
-
-def until(condition):
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "the condition never came true"
 
 
 def processor_time(worker):
@@ -50,8 +45,8 @@ def processor_time(worker):
 
 def test_a_worker_with_nothing_to_do_sleeps_and_uses_no_processor(worker):
     assert worker.call("same", 1) == [1]
-    until(worker.ring.is_parked)
-    until(lambda: Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+    eventually(worker.ring.is_parked)
+    eventually(lambda: state_of(worker.pid) == "S")
     before = processor_time(worker)
     assert not select.select([worker.pidfd], [], [], 0.5)[0]
     assert processor_time(worker) == before
@@ -60,7 +55,7 @@ def test_a_worker_with_nothing_to_do_sleeps_and_uses_no_processor(worker):
 
 def test_a_worker_that_sleeps_is_woken_by_every_call(worker):
     for number in range(300):
-        until(worker.ring.is_parked)
+        eventually(worker.ring.is_parked)
         request = worker.prepare("same", number)
         assert worker.ring.submit(request) == layout.RING_PENDING | layout.RING_DOORBELL
         bells.ring(worker.ring.worker_bell)
@@ -77,7 +72,7 @@ def test_a_worker_that_looks_for_a_while_takes_calls_without_being_rung_for(work
         assert worker.end_call(request) == [number]
         worker.ring.give(request)
     worker.ring.set_spin(0)
-    until(lambda: worker.ring.is_parked() or worker.call("same", 1) == [])
+    eventually(lambda: worker.ring.is_parked() or worker.call("same", 1) == [])
 
 
 def test_a_ring_for_nothing_harms_nothing(worker):
@@ -138,7 +133,7 @@ def test_a_client_that_sleeps_at_the_bell_is_woken_however_its_call_ends(worker)
 
 def test_a_message_of_the_coordinator_wakes_a_worker_that_sleeps(worker):
     for number in range(100):
-        until(worker.ring.is_parked)
+        eventually(worker.ring.is_parked)
         worker.tell(messages.UnmapChain(request=number))
         assert worker.hear() == messages.Done(request=number)
     assert worker.call("same", 1) == [1]
@@ -169,7 +164,7 @@ def test_what_a_killed_worker_did_and_did_not_is_in_the_ring(launcher, worker):
     returned = worker.start_call("same", 7)
     running = worker.start_call("spin")
     waiting = [worker.start_call("same", number) for number in range(3)]
-    until(lambda: worker.ring.state(running.sequence) == layout.CALL_RUNNING)
+    eventually(lambda: worker.ring.state(running.sequence) == layout.CALL_RUNNING)
     send_signal(worker.pidfd, signal.SIGKILL)
     assert wait_gone(worker.pidfd, PATIENCE)
     assert worker.end_call(returned) == [7]
@@ -184,7 +179,7 @@ def test_a_worker_may_be_killed_in_any_state_and_another_one_serves(launcher, wo
     worker.call("same", 1, timeout=PATIENCE)
     match state:
         case "parked":
-            until(worker.ring.is_parked)
+            eventually(worker.ring.is_parked)
         case "looking":
             worker.ring.set_spin(1 << 31)
             worker.call("same", 1)
@@ -193,7 +188,7 @@ def test_a_worker_may_be_killed_in_any_state_and_another_one_serves(launcher, wo
             worker.answer()
         case _:
             request = worker.start_call("loop", 30_000_000)
-            until(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
+            eventually(lambda: worker.ring.state(request.sequence) == layout.CALL_RUNNING)
             assert worker.ring.end_early(request.sequence) == layout.CALL_INTERRUPTING
     send_signal(worker.pidfd, signal.SIGKILL)
     assert launcher.hear() == messages.Exited(worker=worker.number, pid=worker.pid, signal=signal.SIGKILL, exit_code=None)

@@ -96,11 +96,3 @@ void bury(u32 owner, u32 free_live) {
     }
     pthread_mutex_unlock(&coordinator);
 }
-
-/* SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014). */
-u32 random_below(u64 *state, u32 bound) {
-    u64 z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (u32)((z ^ (z >> 31)) >> 32) % bound;
-}

@@ -3,10 +3,9 @@
 #define HARNESS_H
 
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "heap.h"
 
 u32 heap_open(u32 slot, uintptr_t metadata, u32 start, u32 owner);
@@ -29,14 +28,6 @@ u32 slab_release(u32 slot, u32 first, u32 count);
 u32 slab_reclaim(u32 slot, u32 first, u32 count, u32 free_live);
 u32 find_adopted(u32 slot, u32 class);
 
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);       \
-            abort();                                                                  \
-        }                                                                             \
-    } while (0)
-
 /* The slot of the heap, and that of the coordinator's own view, in every thread. */
 #define SLOT 0
 #define AUTHORITY 1
@@ -54,7 +45,5 @@ void process_end(void);
 
 /* What the coordinator does when the process `owner` is dead. */
 void bury(u32 owner, u32 free_live);
-
-u32 random_below(u64 *state, u32 bound);
 
 #endif

@@ -74,7 +74,7 @@ typedef struct {
     u32 completion, interrupt;           /* the counters of the eventfds */
     u32 messages, looked;                /* on the channels, unread; whether the watcher has seen that there are some */
     u32 ticks, expected_ticks;           /* of the epoch: made; those that the store's deadline allows for */
-    u32 target;                          /* the call that the last interrupt was sent for */
+    u32 target, target_part;             /* the call that the last interrupt was sent for; which one of a batch */
     u32 ran[CALLS], ended[CALLS];        /* how often the guest was entered for a call; how often somebody learnt that it ended */
     u32 submitted[CALLS], cancelled[CALLS];
     actor actors[ACTORS];
@@ -86,6 +86,7 @@ static u32 current = ACTORS;
 static const char *scenario;
 static u32 first_sequence;
 static u32 sleeps_at; /* how the client sleeps */
+static u32 parts;     /* how many calls the first one is, as a batch; or 0 */
 
 static struct {
     const char *what;
@@ -174,6 +175,7 @@ static u32 submit(u32 which, u32 flags, u32 looks) {
     mine->flags = flags;
     mine->cells_in = mine->cells_out = 1;
     mine->cells[0] = mine->export = which;
+    mine->count = flags & CALL_STOPPABLE ? parts : 0;
     ring()->patience = looks;
     u32 answer = IN_CORE(flags & CALL_ASYNCHRONOUS ? ring_submit(mine) : ring_call(mine));
     if (answer == RING_FULL) return answer;
@@ -191,6 +193,14 @@ static u32 submit(u32 which, u32 flags, u32 looks) {
 static void learn(const call_request *mine, u32 which) {
     now.ended[which]++;
     CHECK(now.ended[which] == 1);
+    if (parts && which == 0) {
+        /* Each that was begun has returned, but for the one that was interrupted: its tick may have come before it has begun, or
+         * when it has returned. */
+        u32 at = mine->progress, ran = now.ran[which], overdue = mine->status == CALL_OVERDUE;
+        CHECK(ran == at || (overdue && ran == at + 1));
+        CHECK(!overdue || at == now.target_part || (at == now.target_part + 1 && ran == at));
+        return;
+    }
     CHECK(mine->status != CALL_RETURNED || (mine->cells[0] == which + 1000 && now.ran[which] == 1));
     CHECK(mine->status != CALL_WITHDRAWN || now.ran[which] == 0);
 }
@@ -250,6 +260,19 @@ static void end_early(u32 which, u32 only_waiting) {
     now.interrupt++;
 }
 
+/* Ends what the first call runs, a batch, as whoever watches the time does: not at the moment at which he looked. */
+static void end_part(void) {
+    if (!now.submitted[0]) return;
+    u32 progress = plain_load(&slot_of(ring(), first_sequence)->progress);
+    u32 answer = IN_CORE(ring_end_at(ring(), first_sequence, progress));
+    now.cancelled[0] |= answer == CALL_CANCELLED;
+    if (answer != CALL_INTERRUPTING) return;
+    now.target = 0;
+    now.target_part = progress;
+    step();
+    now.interrupt++;
+}
+
 /* ---------------------------------------------------------------- the worker */
 
 /* What an engine does at a function's entry and in loops. */
@@ -286,6 +309,28 @@ static void run_call(call_slot *slot) {
     }
 }
 
+/* As the dispatcher does: each call of a batch, and what counts it, is a function. */
+static void run_batch(call_slot *slot) {
+    u32 which = slot->export, status = CALL_RETURNED, interrupted = 0;
+    CHECK(!now.cancelled[which]);
+    for (u32 part = 0, stop = 0; part < slot->count && !stop; part++) {
+        now.ran[which]++;
+        interrupted = is_interrupted(which) || is_interrupted(which);
+        CHECK(!interrupted || now.target_part == part);
+        if (interrupted) break;
+        stop = ring_advance(slot);
+    }
+    if (interrupted || is_interrupted(which)) {
+        interrupted = 1;
+        status = CALL_OVERDUE;
+    }
+    slot->cells[0] = which + 1000;
+    if (ring_end(ring(), slot, status, interrupted)) {
+        step();
+        now.end_bell++;
+    }
+}
+
 static void work(void) {
     for (;;) {
         CHECK(!is_interrupted(CALLS));
@@ -306,7 +351,7 @@ static void work(void) {
             step();
             now.looked = 0;
             break;
-        default: run_call((call_slot *)answer);
+        default: (parts && ((call_slot *)answer)->count ? run_batch : run_call)((call_slot *)answer);
         }
     }
 }
@@ -349,6 +394,16 @@ static void receive_two(void) { receive(0, 1); }
 static void call_twice(void) {
     u32 answer = submit(0, 0, 0);
     if (await(0, answer)) call(1);
+}
+
+static void submit_batch(void) {
+    submit(0, CALL_ASYNCHRONOUS | CALL_STOPPABLE, 0);
+    receive(0, 0);
+}
+
+static void interrupt_a_part(void) {
+    end_part();
+    end_part();
 }
 
 static void interrupt_first(void) { end_early(0, 0); }
@@ -398,22 +453,23 @@ static void nothing(void) {}
 typedef struct {
     const char *name;
     void (*caller)(void), (*other)(void);
-    u32 calls, sleeps_at, traps;
+    u32 calls, sleeps_at, traps, parts;
 } plan;
 
 static const plan plans[] = {
-    {"calls one after another, at the bell", call_thrice, nothing, 3, RING_BELL, 0},
-    {"calls one after another, at their slots", call_thrice, nothing, 3, RING_FUTEX, 0},
-    {"calls with a look more", call_patiently, nothing, 2, RING_BELL, 0},
-    {"asynchronous calls and their receiver", submit_two, receive_two, 2, RING_BELL, 0},
-    {"a call withdrawn by another thread, at the bell", call_twice, cancel_first, 2, RING_BELL, 0},
-    {"a call withdrawn by another thread, at its slot", call_twice, cancel_first, 2, RING_FUTEX, 0},
-    {"a call interrupted by another thread", call_twice, interrupt_first, 2, RING_BELL, 0},
-    {"a call interrupted while it traps", call_twice, interrupt_first, 2, RING_FUTEX, 1},
-    {"a call interrupted by its own thread", interrupt_own, nothing, 2, RING_BELL, 0},
-    {"a call left to the receiver", leave_first, receive_first, 1, RING_BELL, 0},
-    {"a message of the client", send_message_and_call, nothing, 1, RING_BELL, 0},
-    {"a message of the coordinator", call_once, send_message, 1, RING_BELL, 0},
+    {"calls one after another, at the bell", call_thrice, nothing, 3, RING_BELL, 0, 0},
+    {"calls one after another, at their slots", call_thrice, nothing, 3, RING_FUTEX, 0, 0},
+    {"calls with a look more", call_patiently, nothing, 2, RING_BELL, 0, 0},
+    {"asynchronous calls and their receiver", submit_two, receive_two, 2, RING_BELL, 0, 0},
+    {"a call withdrawn by another thread, at the bell", call_twice, cancel_first, 2, RING_BELL, 0, 0},
+    {"a call withdrawn by another thread, at its slot", call_twice, cancel_first, 2, RING_FUTEX, 0, 0},
+    {"a call interrupted by another thread", call_twice, interrupt_first, 2, RING_BELL, 0, 0},
+    {"a call interrupted while it traps", call_twice, interrupt_first, 2, RING_FUTEX, 1, 0},
+    {"a call interrupted by its own thread", interrupt_own, nothing, 2, RING_BELL, 0, 0},
+    {"one call of a batch interrupted by another thread", submit_batch, interrupt_a_part, 1, RING_BELL, 0, 2},
+    {"a call left to the receiver", leave_first, receive_first, 1, RING_BELL, 0, 0},
+    {"a message of the client", send_message_and_call, nothing, 1, RING_BELL, 0, 0},
+    {"a message of the coordinator", call_once, send_message, 1, RING_BELL, 0, 0},
 };
 
 /* ---------------------------------------------------------------- the explorer */
@@ -548,6 +604,7 @@ static void prepare(const plan *plan) {
     now.in_core = ACTORS;
     guest_traps = plan->traps;
     sleeps_at = plan->sleeps_at;
+    parts = plan->parts;
     begin(ACTORS + (u32)(plan - plans));
     for (u32 which = 0; which < ACTORS; which++) {
         actor *self = &now.actors[which];

@@ -1,21 +1,12 @@
-/* What the guest kit's native programs have in common: checks, random numbers, and who lives. */
+/* What the guest kit's native programs have in common: memory, and who lives. */
 #ifndef KIT_H
 #define KIT_H
 
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "shmwasm.h"
-
-#define CHECK(condition)                                                        \
-    do {                                                                        \
-        if (!(condition)) {                                                     \
-            fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                            \
-        }                                                                       \
-    } while (0)
 
 #define PEERS 4096
 
@@ -47,13 +38,5 @@ uint32_t shared_heap_peer_alive(uint32_t peer) {
 void *shared_heap_malloc(size_t size) { return aligned_alloc(16, (size + 15) & ~(size_t)15); }
 
 void shared_heap_free(void *block) { free(block); }
-
-/* SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014). */
-static inline uint32_t random_below(uint64_t *state, uint32_t bound) {
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (uint32_t)((z ^ (z >> 31)) >> 32) % bound;
-}
 
 #endif

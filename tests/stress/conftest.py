@@ -28,11 +28,11 @@ from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.instances import Instance
 from shmwasm.errors import CoordinatorLostError, HeapExhaustedError
 from shmwasm.testing.leaks import MARK
+from waiting import PATIENCE
 
 HERE = Path(__file__).parent
 ENTRIES = 64
 """Cells of a ledger, see `guest.wat`."""
-PATIENCE = 60.0
 """Seconds that anything may take which is certain to happen; never waited in full."""
 
 
@@ -108,20 +108,6 @@ def new_ledger() -> type[Ledger]:
 
 
 @pytest.fixture
-def eventually() -> Callable[..., Any]:
-    """Wait until a condition holds, and return its value."""
-
-    def wait(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-        deadline = time.monotonic() + timeout
-        while not (found := condition()):
-            assert time.monotonic() < deadline, f"{condition} did not come true within {timeout} s"
-            time.sleep(0.005)
-        return found
-
-    return wait
-
-
-@pytest.fixture
 def allocate_all() -> Callable[[SharedHeap, int], list[Block]]:
     """Allocate blocks of one size until there is no room for one more."""
 
@@ -158,6 +144,21 @@ def signal_worker() -> Callable[[Instance, int], bool]:
     return send
 
 
+def _program_environment() -> dict[str, str]:
+    """Return the environment in which a program of `programs/` finds the others, and what tests share.
+
+    Also where its own directory is not looked into (PYTHONSAFEPATH).
+    """
+    path = [str(HERE / "programs"), str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+@pytest.fixture
+def program_environment() -> dict[str, str]:
+    """The environment of a program of `programs/` that a test starts itself."""
+    return _program_environment()
+
+
 class Program:
     """A program of `programs/`, in a process of its own; it speaks JSON, a value a line."""
 
@@ -166,8 +167,7 @@ class Program:
             [sys.executable, str(HERE / "programs" / name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # They import each other, also where a program's own directory is not looked into (PYTHONSAFEPATH).
-            env=os.environ | {"PYTHONPATH": str(HERE / "programs")},
+            env=_program_environment(),
         )
         self.pid = self.process.pid
         self._received = b""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+
+from processes import children_of, descriptors_of
+from waiting import eventually
 
 INSTANCES = 300
 
@@ -12,7 +16,7 @@ FLAT = 256 << 10
 
 def count_of(pid):
     """Return a process's descriptors and threads."""
-    return (len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir())))
+    return (descriptors_of(pid), len(list(Path(f"/proc/{pid}/task").iterdir())))
 
 
 def written_bytes(pid):
@@ -25,11 +29,26 @@ def mappings_of(pid):
     return len(Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
-def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, rng, times, eventually):
-    heap = runtime.create_shared_heap(4 << 20)
+def processes_of(runtime):
+    """Return this process, the coordinator and the launcher."""
     coordinator = runtime._process.pid
-    (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
-    processes = ("self", coordinator, launcher)
+    return "self", coordinator, *children_of(coordinator)
+
+
+@contextlib.contextmanager
+def costs_nothing(processes, mappings):
+    """Fail if what is done meanwhile leaves something in one of the processes: as many mappings as these are nothing, too."""
+    before = [count_of(pid) for pid in processes]
+    memory, mapped = [written_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
+    yield
+    eventually(lambda: [count_of(pid) for pid in processes] == before)
+    for pid, written, areas in zip(processes, memory, mapped, strict=True):
+        assert written_bytes(pid) - written < FLAT, f"process {pid} grew"
+        assert mappings_of(pid) - areas < mappings, f"process {pid} has more mappings"
+
+
+def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, rng, times):
+    heap = runtime.create_shared_heap(4 << 20)
 
     def come_and_go(module, count):
         for _ in range(count):
@@ -46,22 +65,13 @@ def test_instances_that_come_and_go_cost_nothing_for_good(runtime, guest_path, r
 
     with runtime.load(guest_path) as module:
         come_and_go(module, 30)
-        before = [count_of(pid) for pid in processes]
-        memory, mapped = [written_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
-        come_and_go(module, times(INSTANCES))
-        eventually(lambda: [count_of(pid) for pid in processes] == before)
-        for pid, was in zip(processes, memory, strict=True):
-            assert written_bytes(pid) - was < FLAT, f"process {pid} grew"
-        for pid, was in zip(processes, mapped, strict=True):
-            assert mappings_of(pid) - was < 30, f"process {pid} has more mappings"
+        with costs_nothing(processes_of(runtime), 30):
+            come_and_go(module, times(INSTANCES))
     assert heap.statistics().live_blocks == 0
     runtime.verify()
 
 
-def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, eventually):
-    coordinator = runtime._process.pid
-    processes = ("self", coordinator)
-
+def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times):
     def come_and_go(count):
         for _ in range(count):
             first, second = (runtime.create_shared_heap(rng.choice([1, 5, 64]) << 16) for _ in range(2))
@@ -73,22 +83,12 @@ def test_heaps_that_come_and_go_cost_nothing_for_good(runtime, rng, times, event
             second.close()
 
     come_and_go(20)
-    before = [count_of(pid) for pid in processes]
-    memory, mapped = [written_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
-    come_and_go(times(300))
-    eventually(lambda: [count_of(pid) for pid in processes] == before)
-    for pid, was in zip(processes, memory, strict=True):
-        assert written_bytes(pid) - was < FLAT, f"process {pid} grew"
-    for pid, was in zip(processes, mapped, strict=True):
-        assert mappings_of(pid) - was < 30, f"process {pid} has more mappings"
+    with costs_nothing(("self", runtime._process.pid), 30):
+        come_and_go(times(300))
     assert runtime.status()["heaps"] == []
 
 
-def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hundred(runtime, guest_path, times, eventually):
-    coordinator = runtime._process.pid
-    (launcher,) = map(int, Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split())
-    processes = ("self", coordinator, launcher)
-
+def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hundred(runtime, guest_path, times):
     def come_and_go(count):
         for _ in range(count):
             with runtime.spawn(module) as instance:
@@ -97,10 +97,5 @@ def test_a_thousand_instances_that_were_called_and_closed_cost_no_more_than_a_hu
 
     with runtime.load(guest_path) as module:
         come_and_go(100)
-        before = [count_of(pid) for pid in processes]
-        memory, mapped = [written_bytes(pid) for pid in processes], [mappings_of(pid) for pid in processes]
-        come_and_go(times(900))
-        eventually(lambda: [count_of(pid) for pid in processes] == before)
-        for pid, was in zip(processes, memory, strict=True):
-            assert written_bytes(pid) - was < FLAT, f"process {pid} grew"
-        assert all(mappings_of(pid) - was < 10 for pid, was in zip(processes, mapped, strict=True))
+        with costs_nothing(processes_of(runtime), 10):
+            come_and_go(times(900))

@@ -27,8 +27,12 @@ def _own_mounts():
 
 
 @pytest.mark.usefixtures("_own_mounts")
-def test_a_full_shared_memory_refuses_by_name_changes_nothing_and_is_usable_once_there_is_room(guest_path):
+def test_a_full_shared_memory_refuses_by_name_changes_nothing_and_is_usable_once_there_is_room(guest_path, program_environment):
     done = subprocess.run(
-        in_a_small_shared_memory(sys.executable, CROWDED, guest_path), capture_output=True, check=False, timeout=120
+        in_a_small_shared_memory(sys.executable, CROWDED, guest_path),
+        capture_output=True,
+        check=False,
+        env=program_environment,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, b"null\n"), done.stderr.decode()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shmwasm.errors import WorkerLostError
+from waiting import eventually
 
 GUEST = Path(__file__).parents[1] / "integration" / "guests" / "lives.wasm"
 LIVES = 256
@@ -21,7 +22,7 @@ WORLD = struct.Struct(f"<qIIQQII{LIVES}I{LIVES * MESSAGES}s")
 
 
 @pytest.mark.parametrize("capacity", [2, 64])
-def test_a_mutex_and_a_queue_survive_whoever_is_killed_with_them(runtime, rng, times, signal_worker, eventually, capacity):
+def test_a_mutex_and_a_queue_survive_whoever_is_killed_with_them(runtime, rng, times, signal_worker, capacity):
     heap = runtime.create_shared_heap(16 << 20)
     pause = threading.Event()
     kills = min(times(KILLS), LIVES - PROCESSES)

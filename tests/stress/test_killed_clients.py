@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from processes import children_of, descriptors_of
+from waiting import eventually
+
 PRIVATE = 30
 SHARED = 170
 AT_ONCE = 6
@@ -19,15 +22,7 @@ def listening():
     return {name for name in names if name.startswith("@shmwasm-")}
 
 
-def children_of(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def descriptors_of(pid):
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def test_of_a_killed_client_and_its_private_coordinator_nothing_remains(program, guest_path, rng, times, eventually):
+def test_of_a_killed_client_and_its_private_coordinator_nothing_remains(program, guest_path, rng, times):
     nursery = program("nursery.py", times(PRIVATE), AT_ONCE, rng.randrange(1 << 32), guest_path)
     addresses = addresses_of(nursery)
     assert nursery.process.wait(60) == 0
@@ -36,9 +31,7 @@ def test_of_a_killed_client_and_its_private_coordinator_nothing_remains(program,
     # No process, no segment, no descriptor: the watch of every test looks.
 
 
-def test_killed_clients_of_a_shared_coordinator_leave_it_as_it_was(
-    shared_coordinator, joined, program, guest_path, rng, times, eventually
-):
+def test_killed_clients_of_a_shared_coordinator_leave_it_as_it_was(shared_coordinator, joined, program, guest_path, rng, times):
     common = joined.create_shared_heap(8 << 20, name="common", on_death="free")
     kept = [common.malloc(size) for size in (16, 1000, 100_000)]
     with joined.load(guest_path) as module, joined.spawn(module, shared_heap=common):

@@ -8,20 +8,21 @@ import signal
 import subprocess
 import threading
 from concurrent.futures import CancelledError, wait
-from pathlib import Path
 
 import pytest
 
+from processes import children_of
 from shmwasm import Runtime
 from shmwasm.errors import CoordinatorLostError, InstantiationError, ShmwasmError, WorkerLostError
+from waiting import eventually
 
 TIMES = 4
 ENTRIES = 64
 
 
 def launcher_of(coordinator):
-    (launcher,) = Path(f"/proc/{coordinator}/task/{coordinator}/children").read_text().split()
-    return int(launcher)
+    (launcher,) = children_of(coordinator)
+    return launcher
 
 
 def start_load(pool, heap, rng):
@@ -34,7 +35,7 @@ def pause(rng):
     threading.Event().wait(rng.random() * 0.05)
 
 
-def test_without_its_launcher_calls_are_lost_heaps_go_on_and_nothing_new_is_spawned(guest_path, rng, times, eventually):
+def test_without_its_launcher_calls_are_lost_heaps_go_on_and_nothing_new_is_spawned(guest_path, rng, times):
     for _ in range(times(TIMES)):
         with Runtime() as runtime:
             heap = runtime.create_shared_heap(8 << 20)
@@ -73,7 +74,7 @@ def uses_of_the_coordinator(runtime, module, heap, instance):
     )
 
 
-def test_without_its_coordinator_everything_fails_by_name_and_nothing_hangs(guest_path, rng, times, eventually):
+def test_without_its_coordinator_everything_fails_by_name_and_nothing_hangs(guest_path, rng, times):
     for _ in range(times(TIMES)):
         with Runtime() as runtime:
             heap = runtime.create_shared_heap(8 << 20)

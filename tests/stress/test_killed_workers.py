@@ -11,6 +11,7 @@ import pytest
 
 from shmwasm.addresses import SLAB_SIZE
 from shmwasm.errors import WorkerLostError
+from waiting import eventually
 
 BATCHES = 7
 KILLS = 10
@@ -44,7 +45,7 @@ class Tally:
                 self.lost.append(error)
 
 
-def kill_some(pool, count, rng, signal_worker, eventually):
+def kill_some(pool, count, rng, signal_worker):
     """Kill random instances of a pool at random moments; return the processes' ids."""
     pause = threading.Event()
     killed = []
@@ -56,13 +57,13 @@ def kill_some(pool, count, rng, signal_worker, eventually):
     return killed
 
 
-def storm(runtime, pool, ledgers, tally, export, kills, rng, signal_worker, eventually):
+def storm(runtime, pool, ledgers, tally, export, kills, rng, signal_worker):
     """Run `export` on all ledgers while some workers are killed; return the killed processes' ids."""
     running = [
         tally.watch(pool.submit(export, ledger.block, ENTRIES, rng.randrange(100, 40_000), rng.randrange(1 << 31)))
         for ledger in ledgers
     ]
-    killed = kill_some(pool, kills, rng, signal_worker, eventually)
+    killed = kill_some(pool, kills, rng, signal_worker)
     assert not wait(running, 60).not_done
     eventually(lambda: len(pool.instances) == pool.size and all(one.alive for one in pool.instances))
     runtime.verify()
@@ -87,7 +88,7 @@ def most_slabs(statistics):
 
 @pytest.mark.parametrize("managed_heaps", [1, 2])
 def test_killed_workers_lose_their_calls_and_nothing_of_anyone_else(
-    runtime, guest_path, new_ledger, rng, times, signal_worker, eventually, allocate_all, managed_heaps
+    runtime, guest_path, new_ledger, rng, times, signal_worker, allocate_all, managed_heaps
 ):
     """Blocks wander between workers and the client; whoever dies takes at most the block in its hand with it."""
     heap = runtime.create_shared_heap(32 << 20)
@@ -103,7 +104,7 @@ def test_killed_workers_lose_their_calls_and_nothing_of_anyone_else(
                 ledger.fill(rng.randrange(ENTRIES), rng)
             ledgers = [*common * 4, *own]
             rng.shuffle(ledgers)
-            killed += storm(runtime, pool, ledgers, tally, "churn", KILLS, rng, signal_worker, eventually)
+            killed += storm(runtime, pool, ledgers, tally, "churn", KILLS, rng, signal_worker)
             submitted += len(ledgers)
             for ledger in own:
                 ledger.close()
@@ -122,9 +123,7 @@ def test_killed_workers_lose_their_calls_and_nothing_of_anyone_else(
     runtime.verify()
 
 
-def test_with_on_death_free_nothing_of_killed_workers_is_left(
-    runtime, guest_path, new_ledger, rng, times, signal_worker, eventually
-):
+def test_with_on_death_free_nothing_of_killed_workers_is_left(runtime, guest_path, new_ledger, rng, times, signal_worker):
     heap = runtime.create_shared_heap(32 << 20, on_death="free")
     keepsake = heap.malloc(1000)
     keepsake.view[:] = bytes(range(250)) * 4
@@ -132,7 +131,7 @@ def test_with_on_death_free_nothing_of_killed_workers_is_left(
     with runtime.load(guest_path) as module, runtime.pool(module, size=SIZE, shared_heap=heap) as pool:
         for _ in range(times(BATCHES)):
             ledgers = [new_ledger(heap) for _ in range(CALLS)]
-            killed += storm(runtime, pool, ledgers, tally, "churn_and_clear", KILLS, rng, signal_worker, eventually)
+            killed += storm(runtime, pool, ledgers, tally, "churn_and_clear", KILLS, rng, signal_worker)
             submitted += len(ledgers)
             # All that lives is the client's: the ledgers, and the keepsake.
             assert heap.statistics().live_blocks == len(ledgers) + 1
@@ -148,9 +147,7 @@ def test_with_on_death_free_nothing_of_killed_workers_is_left(
     heap.malloc(30 << 20).free()
 
 
-def test_with_on_death_keep_a_dead_workers_blocks_are_read_and_freed_by_others(
-    runtime, guest_path, rng, signal_worker, eventually
-):
+def test_with_on_death_keep_a_dead_workers_blocks_are_read_and_freed_by_others(runtime, guest_path, rng, signal_worker):
     heap = runtime.create_shared_heap(16 << 20)
     with runtime.load(guest_path) as module, runtime.spawn(module, shared_heap=heap) as heir:
         with runtime.spawn(module, shared_heap=heap) as parent:

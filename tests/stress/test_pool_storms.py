@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import eventually
+
 BUDGET = 24.0
 """Seconds that all of this takes in CI, apart from starting and ending; soaks take more."""
 LOADS = ("metered", "recycling", "growing", "replacing", "limited", "fresh", "mixed")
@@ -30,7 +32,7 @@ def test_calls_of_a_pool_end_once_and_rightly_while_its_workers_are_killed_and_s
 
 
 def test_pools_of_several_clients_do_not_disturb_each_other_while_their_workers_are_killed(
-    joined, shared_coordinator, program, rng, times, eventually
+    joined, shared_coordinator, program, rng, times
 ):
     arguments = (POOLS, "mixed", SHARE * times(1))
     storms = [program("pool_storm.py", *arguments, rng.randrange(1 << 31), shared_coordinator.socket) for _ in range(CLIENTS)]

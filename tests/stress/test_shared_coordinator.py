@@ -12,6 +12,7 @@ import pytest
 from shmwasm import Runtime
 from shmwasm.addresses import SLAB_SIZE
 from shmwasm.errors import ArgumentError, UnknownHeapError
+from waiting import eventually
 
 NEIGHBOURS = 4
 ENTRIES = 64
@@ -150,7 +151,7 @@ def test_the_workers_of_a_test_run_share_one_coordinator_and_one_heap(common_soc
         assert hall.statistics().own_live_blocks == 0
 
 
-def test_threads_that_join_and_leave_a_coordinator_at_once_hold_nobody_up(shared_coordinator, joined, times, eventually):
+def test_threads_that_join_and_leave_a_coordinator_at_once_hold_nobody_up(shared_coordinator, joined, times):
     heap = joined.create_shared_heap(1 << 20, name="common")
     failures = []
 

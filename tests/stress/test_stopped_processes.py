@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
+from processes import state_of
 from shmwasm.client import calls
 from shmwasm.errors import CallTimeoutError
+from waiting import eventually
 
 ENTRIES = 64
 
@@ -17,20 +18,14 @@ def leased(runtime, number):
     return heap["leased_slabs"].get(str(number), 0)
 
 
-def state_of(pid):
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-
-
-def test_a_stopped_worker_keeps_its_slabs_and_goes_on_where_it_was(
-    runtime, guest_path, new_ledger, rng, eventually, allocate_all
-):
+def test_a_stopped_worker_keeps_its_slabs_and_goes_on_where_it_was(runtime, guest_path, new_ledger, rng, allocate_all):
     heap = runtime.create_shared_heap(4 << 20, on_death="free")
     with runtime.load(guest_path) as module, runtime.spawn(module, shared_heap=heap) as instance:
         ledger = new_ledger(heap)
         churning = instance.submit("churn", ledger.block, ENTRIES, 300_000, rng.randrange(1 << 31))
         eventually(lambda: any(ledger.cells))
         os.kill(instance.pid, signal.SIGSTOP)
-        eventually(lambda: state_of(instance.pid) == b"T")
+        eventually(lambda: state_of(instance.pid) == "T")
         held = leased(runtime, instance.number)
         assert held
         live = heap.statistics().live_blocks
@@ -50,14 +45,14 @@ def test_a_stopped_worker_keeps_its_slabs_and_goes_on_where_it_was(
         assert heap.statistics().live_blocks == 0
 
 
-def test_a_stopped_client_keeps_its_slabs_and_goes_on_where_it_was(joined, shared_coordinator, program, eventually, allocate_all):
+def test_a_stopped_client_keeps_its_slabs_and_goes_on_where_it_was(joined, shared_coordinator, program, allocate_all):
     heap = joined.create_shared_heap(4 << 20, name="common", on_death="free")
     neighbour = program("neighbour.py", shared_coordinator.socket)
     assert neighbour.hear() == "ready"
     neighbour.tell(["hold", 20, 3000])
     number, addresses = neighbour.hear()
     neighbour.signal(signal.SIGSTOP)
-    eventually(lambda: state_of(neighbour.pid) == b"T")
+    eventually(lambda: state_of(neighbour.pid) == "T")
     held = leased(joined, number)
     taken = allocate_all(heap, 40_000)
     assert taken
@@ -72,7 +67,7 @@ def test_a_stopped_client_keeps_its_slabs_and_goes_on_where_it_was(joined, share
     neighbour.tell(["hold", 5, 3000])
     neighbour.hear()
     neighbour.signal(signal.SIGSTOP)
-    eventually(lambda: state_of(neighbour.pid) == b"T")
+    eventually(lambda: state_of(neighbour.pid) == "T")
     # Killed while it is stopped, it is dead.
     neighbour.signal(signal.SIGKILL)
     eventually(lambda: not leased(joined, number))
@@ -80,7 +75,7 @@ def test_a_stopped_client_keeps_its_slabs_and_goes_on_where_it_was(joined, share
     joined.verify()
 
 
-def test_a_call_into_a_stopped_worker_times_out_and_the_worker_is_replaced(runtime, guest_path, eventually, monkeypatch):
+def test_a_call_into_a_stopped_worker_times_out_and_the_worker_is_replaced(runtime, guest_path, monkeypatch):
     monkeypatch.setattr(calls, "GRACE", 0.2)
     heap = runtime.create_shared_heap(1 << 20)
     with runtime.load(guest_path) as module, runtime.pool(module, size=2, shared_heap=heap) as pool:

@@ -6,6 +6,9 @@ import collections
 import signal
 from pathlib import Path
 
+from processes import state_of
+from waiting import eventually
+
 OPERATIONS = 200
 """Of each actor of a client that is alone; several clients make a third of that each."""
 CLIENTS = 3
@@ -31,7 +34,7 @@ def test_calls_of_every_kind_end_once_and_rightly_while_workers_are_killed_and_s
 
 
 def test_clients_of_one_coordinator_whose_workers_are_killed_at_once_do_not_disturb_each_other(
-    joined, shared_coordinator, program, rng, times, eventually
+    joined, shared_coordinator, program, rng, times
 ):
     storms = [
         program("storm.py", CALLS, times(OPERATIONS // CLIENTS), rng.randrange(1 << 31), shared_coordinator.socket)
@@ -47,9 +50,7 @@ def test_clients_of_one_coordinator_whose_workers_are_killed_at_once_do_not_dist
     joined.verify()
 
 
-def test_a_client_that_is_killed_with_calls_under_way_takes_its_workers_with_it(
-    joined, shared_coordinator, program, rng, times, eventually
-):
+def test_a_client_that_is_killed_with_calls_under_way_takes_its_workers_with_it(joined, shared_coordinator, program, rng, times):
     for _ in range(times(3)):
         storm = program("storm.py", CALLS, 1 << 20, rng.randrange(1 << 31), shared_coordinator.socket)
         eventually(lambda: len(joined.status()["workers"]) >= 3)
@@ -58,14 +59,12 @@ def test_a_client_that_is_killed_with_calls_under_way_takes_its_workers_with_it(
     joined.verify()
 
 
-def test_a_client_that_is_stopped_with_calls_under_way_goes_on_where_it_was(
-    joined, shared_coordinator, program, rng, times, eventually
-):
+def test_a_client_that_is_stopped_with_calls_under_way_goes_on_where_it_was(joined, shared_coordinator, program, rng, times):
     storm = program("storm.py", CALLS, times(40), rng.randrange(1 << 31), shared_coordinator.socket)
     eventually(lambda: len(joined.status()["workers"]) >= 3)
     for _ in range(5):
         storm.signal(signal.SIGSTOP)
-        eventually(lambda: Path(f"/proc/{storm.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T")
+        eventually(lambda: state_of(storm.pid) == "T")
         joined.verify()
         storm.signal(signal.SIGCONT)
     report = storm.hear(times(LONGEST))

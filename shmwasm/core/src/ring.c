@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     u32 state, waiting, sequence, export, flags, status, count, progress, arguments, results;
     u64 when;
-    u32 cells_out;
+    u32 cells_out, stop;
     _Alignas(64) u64 cells[];
 } call_slot;
 
@@ -47,7 +47,8 @@ _Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, closing)
 _Static_assert(offsetof(call_ring, taken) == 128, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, spin) == 324, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, bell) == RING_WORKER_BELL && offsetof(call_ring, end_bell) == RING_END_BELL, "as ring.h says");
-_Static_assert(offsetof(call_slot, cells_out) == 48 && offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
+_Static_assert(offsetof(call_slot, cells_out) == 48 && offsetof(call_slot, stop) == 52, "the slot is as ring.h says");
+_Static_assert(offsetof(call_slot, cells) == RING_SLOT_HEADER, "the slot is as ring.h says");
 _Static_assert(offsetof(call_request, ring) == 48 && offsetof(call_request, host) == REQUEST_HOST, "the request is as ring.h says");
 _Static_assert(offsetof(call_request, cells) == REQUEST_CELLS, "the request is as ring.h says");
 
@@ -113,6 +114,7 @@ u32 EXPORT(ring_submit)(call_request *request) {
     slot->results = request->results;
     slot->when = request->when;
     slot->cells_out = request->cells_out;
+    slot->stop = 0;
     for (u32 i = 0; i < request->cells_in; i++) slot->cells[i] = request->cells[i];
     /* These two the worker may still be reading for the call that was here before: see `announce_end`. */
     plain_store(&slot->flags, request->flags);
@@ -213,6 +215,20 @@ u32 EXPORT(ring_end_early)(call_ring *ring, u32 sequence, u32 only_waiting) {
     return change(&slot->state, CALL_RUNNING, CALL_INTERRUPTING) ? CALL_INTERRUPTING : CALL_EMPTY;
 }
 
+/* Ends a stoppable batch early that runs the call that comes after `progress` others. Returns what `ring_end_early` does, but
+ * CALL_RUNNING if that call has returned: then nothing was done, or the batch ends before its next call. */
+u32 EXPORT(ring_end_at)(call_ring *ring, u32 sequence, u32 progress) {
+    call_slot *slot = slot_of(ring, sequence);
+    if (slot->sequence != sequence) return CALL_EMPTY;
+    /* Against `ring_advance`: either this sees that the call has returned, or the worker sees after the call that it is to stop, so
+     * that the tick finds that call or none. */
+    store(&slot->stop, 1);
+    if (load(&slot->progress) == progress) return ring_end_early(ring, sequence, 0);
+    /* If a tick is on its way, the batch is to stop all the same. */
+    if (load(&slot->state) != CALL_INTERRUPTING) store(&slot->stop, 0);
+    return CALL_RUNNING;
+}
+
 /* The state of a call; CALL_EMPTY once it was collected. */
 u32 EXPORT(ring_state)(call_ring *ring, u32 sequence) {
     call_slot *slot = slot_of(ring, sequence);
@@ -262,6 +278,12 @@ u32 EXPORT(ring_end)(call_ring *ring, call_slot *slot, u32 status, u32 interrupt
         store(&slot->state, CALL_ENDED);
     }
     return announce_end(ring, slot);
+}
+
+/* Counts one more call of a stoppable batch as returned. Returns whether the batch is to end there. */
+u32 EXPORT(ring_advance)(call_slot *slot) {
+    store(&slot->progress, slot->progress + 1);
+    return load(&slot->stop);
 }
 
 /* Takes the next call, and returns its slot; or returns why not. */

@@ -49,30 +49,20 @@ def grant_wasi(store: wasmtime.Store, options: WasiOptions, outputs: Outputs | N
 
 
 def _grant_streams(config: wasmtime.WasiConfig, options: WasiOptions, outputs: Outputs | None) -> None:
-    stream = "stdin", options.stdin
-    try:
-        if options.stdin == "inherit":
-            config.inherit_stdin()
-        elif options.stdin:
-            config.stdin_file = options.stdin
-        stream = "stdout", options.stdout
-        if options.stdout == "inherit":
-            config.inherit_stdout()
-        elif options.stdout != "discard":
-            if outputs is None:
-                config.stdout_file = options.stdout
-            else:
-                config.stdout_custom = _writer(options.stdout, outputs)
-        stream = "stderr", options.stderr
-        if options.stderr == "inherit":
-            config.inherit_stderr()
-        elif options.stderr != "discard":
-            if outputs is None:
-                config.stderr_file = options.stderr
-            else:
-                config.stderr_custom = _writer(options.stderr, outputs)
-    except (wasmtime.WasmtimeError, OSError):
-        raise ArgumentError(f"the file {stream[1]!r} cannot be opened as the guest's {stream[0]}") from None
+    for name, wanted in (("stdin", options.stdin), ("stdout", options.stdout), ("stderr", options.stderr)):
+        try:
+            if wanted == "inherit":
+                getattr(config, f"inherit_{name}")()
+            elif name == "stdin":
+                if wanted:
+                    config.stdin_file = wanted
+            elif wanted != "discard":
+                if outputs is None:
+                    setattr(config, f"{name}_file", wanted)
+                else:
+                    setattr(config, f"{name}_custom", _writer(wanted, outputs))
+        except (wasmtime.WasmtimeError, OSError):
+            raise ArgumentError(f"the file {wanted!r} cannot be opened as the guest's {name}") from None
 
 
 def _writer(path: str, outputs: Outputs) -> Callable[[bytes], int]:

@@ -121,6 +121,38 @@ pub const Event = extern struct {
     }
 };
 
+/// How a ring and a queue begin: what is in them, whether more will come, and what their ends wait for.
+pub const Header = extern struct {
+    magic: u32,
+    capacity: u32,
+    message_size: u32,
+    stride: u32,
+    closed: u32,
+    filled: Event,
+    freed: Event,
+
+    /// Publishes what was made to `isOf`.
+    pub inline fn publish(header: *Header, magic: u32) void {
+        @atomicStore(u32, &header.magic, magic, .seq_cst);
+    }
+
+    /// Tells whether it begins what has that magic number, with messages of that size.
+    pub inline fn isOf(header: *const Header, magic: u32, message_size: usize) bool {
+        return @atomicLoad(u32, &header.magic, .seq_cst) == magic and header.message_size == message_size;
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn close(header: *Header) void {
+        @atomicStore(u32, &header.closed, 1, .seq_cst); // before the signals, as any other news
+        _ = header.filled.signal(everyone);
+        _ = header.freed.signal(everyone);
+    }
+
+    pub inline fn isClosed(header: *const Header) bool {
+        return @atomicLoad(u32, &header.closed, .seq_cst) != 0;
+    }
+};
+
 /// Atomic 64-bit words, all sequentially consistent. As instructions, since Zig has no 64-bit atomics for wasm32, which does have
 /// them.
 pub const word64 = struct {

@@ -11,13 +11,7 @@ const void_owner: u32 = 0xffff_ffff;
 /// A queue of messages of one type, which must have the same layout in all instances: an extern struct of fixed-width fields.
 pub fn Queue(comptime Message: type) type {
     return extern struct {
-        magic: u32,
-        capacity: u32,
-        message_size: u32,
-        stride: u32,
-        closed: u32,
-        filled: base.Event,
-        freed: base.Event,
+        header: base.Header,
         /// Messages whose producers died while they wrote them.
         voided: u32,
         /// Messages whose consumers died while they read them.
@@ -57,30 +51,29 @@ pub fn Queue(comptime Message: type) type {
             const block = try heap.allocator.alignedAlloc(u8, .@"16", @sizeOf(Self) + @sizeOf(Slot) * capacity);
             const queue: *Self = @ptrCast(block.ptr);
             @memset(@as(*[@sizeOf(Self) / 8]u64, @ptrCast(queue)), 0);
-            queue.capacity = capacity;
-            queue.message_size = @sizeOf(Message);
-            queue.stride = @sizeOf(Slot);
+            queue.header.capacity = capacity;
+            queue.header.message_size = @sizeOf(Message);
+            queue.header.stride = @sizeOf(Slot);
             for (0..capacity) |position| queue.slotAt(position).state = position;
-            @atomicStore(u32, &queue.magic, magic, .seq_cst); // publishes the rest to `open`
+            queue.header.publish(magic); // and with it the rest, to `open`
             return queue;
         }
 
         /// Returns the queue at an address that was handed over.
         pub fn open(address: *anyopaque) error{NoSuchQueue}!*Self {
             const queue: *Self = @ptrCast(@alignCast(address));
-            const same = @atomicLoad(u32, &queue.magic, .seq_cst) == magic and queue.message_size == @sizeOf(Message);
-            return if (same) queue else error.NoSuchQueue;
+            return if (queue.header.isOf(magic, @sizeOf(Message))) queue else error.NoSuchQueue;
         }
 
         /// Frees a queue that nobody uses any more.
         pub fn destroy(queue: *Self) void {
             const bytes: [*]align(16) u8 = @ptrCast(@alignCast(queue));
-            heap.allocator.free(bytes[0 .. @sizeOf(Self) + @sizeOf(Slot) * queue.capacity]);
+            heap.allocator.free(bytes[0 .. @sizeOf(Self) + @sizeOf(Slot) * queue.header.capacity]);
         }
 
         inline fn slotAt(queue: *Self, position: u64) *Slot {
             const slots: [*]Slot = @ptrCast(@as([*]Self, @ptrCast(queue)) + 1);
-            return &slots[@intCast(position & (queue.capacity - 1))];
+            return &slots[@intCast(position & (queue.header.capacity - 1))];
         }
 
         inline fn slotOf(message: *const Message) *Slot {
@@ -110,16 +103,16 @@ pub fn Queue(comptime Message: type) type {
                 _ = event.expect();
                 const position = word64.load(counter);
                 if (serves(queue.slotAt(position).load(), position + ready)) continue;
-                if (!(if (event == &queue.filled) queue.isDrained() else queue.isClosed())) return;
+                if (!(if (event == &queue.header.filled) queue.isDrained() else queue.isClosed())) return;
             }
         }
 
         inline fn signalFilled(queue: *Self) void {
-            if (queue.filled.expected()) queue.wake(&queue.filled, &queue.head, 1);
+            if (queue.header.filled.expected()) queue.wake(&queue.header.filled, &queue.head, 1);
         }
 
         inline fn signalFreed(queue: *Self) void {
-            if (queue.freed.expected()) queue.wake(&queue.freed, &queue.tail, 0);
+            if (queue.header.freed.expected()) queue.wake(&queue.header.freed, &queue.tail, 0);
         }
 
         inline fn endWriting(queue: *Self, slot: *Slot, owner: u32) void {
@@ -181,7 +174,7 @@ pub fn Queue(comptime Message: type) type {
         pub inline fn release(queue: *Self, message: *const Message) void {
             const slot = slotOf(message);
             // Publishes to the swap of the next producer that it was read. Dying before: the message is lost with its reader.
-            word64.store(&slot.state, stateOf(slot.load() - 1 + queue.capacity, 0));
+            word64.store(&slot.state, stateOf(slot.load() - 1 + queue.header.capacity, 0));
             queue.signalFreed();
         }
 
@@ -189,7 +182,7 @@ pub fn Queue(comptime Message: type) type {
         pub fn recover(queue: *Self) u32 {
             const tail = word64.load(&queue.tail);
             var ended: u32 = 0;
-            var position = tail -| queue.capacity;
+            var position = tail -| queue.header.capacity;
             while (position <= tail) : (position += 1) ended += @intFromBool(queue.recoverAt(position));
             return ended;
         }
@@ -203,7 +196,7 @@ pub fn Queue(comptime Message: type) type {
             if (owner != base.self() and base.peerAlive(owner)) return false;
             // It may have died before it moved the counter on. One swap of all who try succeeds.
             pass(if (writing) &queue.tail else &queue.head, position);
-            const ended = if (writing) stateOf(position + 1, void_owner) else stateOf(position + queue.capacity, 0);
+            const ended = if (writing) stateOf(position + 1, void_owner) else stateOf(position + queue.header.capacity, 0);
             if (!slot.swap(state, ended)) return false;
             _ = @atomicRmw(u32, if (writing) &queue.voided else &queue.lost, .Add, 1, .seq_cst);
             if (writing) queue.signalFilled() else queue.signalFreed();
@@ -218,13 +211,11 @@ pub fn Queue(comptime Message: type) type {
 
         /// Says that nothing more will be sent: pushes are refused from now on, and pops once all that was sent is out.
         pub fn close(queue: *Self) void {
-            @atomicStore(u32, &queue.closed, 1, .seq_cst); // before the signals, as any other news
-            _ = queue.filled.signal(base.everyone);
-            _ = queue.freed.signal(base.everyone);
+            queue.header.close();
         }
 
         pub inline fn isClosed(queue: *const Self) bool {
-            return @atomicLoad(u32, &queue.closed, .seq_cst) != 0;
+            return queue.header.isClosed();
         }
 
         /// Tells whether the queue was closed, and nothing will come out of it any more.
@@ -258,13 +249,13 @@ pub fn Queue(comptime Message: type) type {
             };
             var patience: base.Patience = .{ .remaining = timeout_ns };
             while (true) {
-                const ticket = if (timeout_ns == 0) 0 else queue.freed.expect();
+                const ticket = if (timeout_ns == 0) 0 else queue.header.freed.expect();
                 if (queue.tryPush(message)) return else |failure| if (failure == error.Closed) return error.Closed;
-                const waited = patience.wait(&queue.freed.word, ticket);
+                const waited = patience.wait(&queue.header.freed.word, ticket);
                 if (waited == .try_again) continue;
                 // What keeps the queue full is the position of a round ago.
                 const tail = word64.load(&queue.tail);
-                const ended = tail >= queue.capacity and queue.recoverAt(tail - queue.capacity);
+                const ended = tail >= queue.header.capacity and queue.recoverAt(tail - queue.header.capacity);
                 if (waited == .timed_out and !ended) return error.TimedOut;
             }
         }
@@ -277,9 +268,9 @@ pub fn Queue(comptime Message: type) type {
             };
             var patience: base.Patience = .{ .remaining = timeout_ns };
             while (true) {
-                const ticket = if (timeout_ns == 0) 0 else queue.filled.expect();
+                const ticket = if (timeout_ns == 0) 0 else queue.header.filled.expect();
                 if (queue.tryPop()) |message| return message else |failure| if (failure == error.Closed) return error.Closed;
-                const waited = patience.wait(&queue.filled.word, ticket);
+                const waited = patience.wait(&queue.header.filled.word, ticket);
                 if (waited == .try_again) continue;
                 const ended = queue.recoverAt(word64.load(&queue.head));
                 if (waited == .timed_out and !ended) return error.TimedOut;

@@ -8,13 +8,7 @@ const magic: u32 = 0x676e_6952;
 /// A ring of messages of one type, which must have the same layout in all instances: an extern struct of fixed-width fields.
 pub fn Ring(comptime Message: type) type {
     return extern struct {
-        magic: u32,
-        capacity: u32,
-        message_size: u32,
-        stride: u32,
-        closed: u32,
-        filled: base.Event,
-        freed: base.Event,
+        header: base.Header,
         zero_1: [25]u32,
         tail: u32,
         head_seen: u32,
@@ -38,29 +32,28 @@ pub fn Ring(comptime Message: type) type {
             const block = try heap.allocator.alignedAlloc(u8, .@"16", @sizeOf(Self) + own_stride * capacity);
             const ring: *Self = @ptrCast(block.ptr);
             @memset(@as(*[@sizeOf(Self) / 4]u32, @ptrCast(ring)), 0);
-            ring.capacity = capacity;
-            ring.message_size = @sizeOf(Message);
-            ring.stride = own_stride;
-            @atomicStore(u32, &ring.magic, magic, .seq_cst); // publishes the rest to `open`
+            ring.header.capacity = capacity;
+            ring.header.message_size = @sizeOf(Message);
+            ring.header.stride = own_stride;
+            ring.header.publish(magic); // and with it the rest, to `open`
             return ring;
         }
 
         /// Returns the ring at an address that was handed over.
         pub fn open(address: *anyopaque) error{NoSuchRing}!*Self {
             const ring: *Self = @ptrCast(@alignCast(address));
-            const same = @atomicLoad(u32, &ring.magic, .seq_cst) == magic and ring.message_size == @sizeOf(Message);
-            return if (same) ring else error.NoSuchRing;
+            return if (ring.header.isOf(magic, @sizeOf(Message))) ring else error.NoSuchRing;
         }
 
         /// Frees a ring that nobody uses any more.
         pub fn destroy(ring: *Self) void {
             const bytes: [*]align(16) u8 = @ptrCast(@alignCast(ring));
-            heap.allocator.free(bytes[0 .. @sizeOf(Self) + own_stride * ring.capacity]);
+            heap.allocator.free(bytes[0 .. @sizeOf(Self) + own_stride * ring.header.capacity]);
         }
 
         inline fn place(ring: *Self, number: u32) *Message {
             const messages: [*]u8 = @ptrCast(@as([*]Self, @ptrCast(ring)) + 1);
-            return @ptrCast(@alignCast(messages + @as(usize, number & (ring.capacity - 1)) * own_stride));
+            return @ptrCast(@alignCast(messages + @as(usize, number & (ring.header.capacity - 1)) * own_stride));
         }
 
         /// Returns how many messages are in it: exact if nobody else is at it.
@@ -71,9 +64,9 @@ pub fn Ring(comptime Message: type) type {
 
         /// Returns where the producer may write its next message, or null if the ring is full.
         pub inline fn reserve(ring: *Self) ?*Message {
-            if (ring.tail -% ring.head_seen == ring.capacity) {
+            if (ring.tail -% ring.head_seen == ring.header.capacity) {
                 ring.head_seen = @atomicLoad(u32, &ring.head, .seq_cst); // pairs with the store in `release`
-                if (ring.tail -% ring.head_seen == ring.capacity) return null;
+                if (ring.tail -% ring.head_seen == ring.header.capacity) return null;
             }
             return ring.place(ring.tail);
         }
@@ -81,7 +74,7 @@ pub fn Ring(comptime Message: type) type {
         /// Hands over the message that was written to where `reserve` said.
         pub inline fn commit(ring: *Self) void {
             @atomicStore(u32, &ring.tail, ring.tail +% 1, .seq_cst); // publishes the message to `front`
-            _ = ring.filled.signal(base.everyone);
+            _ = ring.header.filled.signal(base.everyone);
         }
 
         /// Returns where the consumer's next message is, or null if the ring is empty.
@@ -96,18 +89,16 @@ pub fn Ring(comptime Message: type) type {
         /// Gives the place of the message back that `front` returned.
         pub inline fn release(ring: *Self) void {
             @atomicStore(u32, &ring.head, ring.head +% 1, .seq_cst); // publishes to `reserve` that it was read
-            _ = ring.freed.signal(base.everyone);
+            _ = ring.header.freed.signal(base.everyone);
         }
 
         /// Says that nothing more will be sent. For the producer.
         pub fn close(ring: *Self) void {
-            @atomicStore(u32, &ring.closed, 1, .seq_cst); // before the signals, as any other news
-            _ = ring.filled.signal(base.everyone);
-            _ = ring.freed.signal(base.everyone);
+            ring.header.close();
         }
 
         pub inline fn isClosed(ring: *const Self) bool {
-            return @atomicLoad(u32, &ring.closed, .seq_cst) != 0;
+            return ring.header.isClosed();
         }
 
         pub inline fn tryPush(ring: *Self, message: Message) error{ Full, Closed }!void {
@@ -132,9 +123,12 @@ pub fn Ring(comptime Message: type) type {
             };
             var patience: base.Patience = .{ .remaining = timeout_ns };
             while (true) {
-                const ticket = if (timeout_ns == 0) 0 else ring.freed.expect();
+                const ticket = if (timeout_ns == 0) 0 else ring.header.freed.expect();
                 return ring.tryPush(message) catch |failure| switch (failure) {
-                    error.Full => if (patience.wait(&ring.freed.word, ticket) == .timed_out) error.TimedOut else continue,
+                    error.Full => switch (patience.wait(&ring.header.freed.word, ticket)) {
+                        .timed_out => error.TimedOut,
+                        else => continue,
+                    },
                     error.Closed => error.Closed,
                 };
             }
@@ -148,9 +142,12 @@ pub fn Ring(comptime Message: type) type {
             };
             var patience: base.Patience = .{ .remaining = timeout_ns };
             while (true) {
-                const ticket = if (timeout_ns == 0) 0 else ring.filled.expect();
+                const ticket = if (timeout_ns == 0) 0 else ring.header.filled.expect();
                 return ring.tryPop() catch |failure| switch (failure) {
-                    error.Empty => if (patience.wait(&ring.filled.word, ticket) == .timed_out) error.TimedOut else continue,
+                    error.Empty => switch (patience.wait(&ring.header.filled.word, ticket)) {
+                        .timed_out => error.TimedOut,
+                        else => continue,
+                    },
                     error.Closed => error.Closed,
                 };
             }

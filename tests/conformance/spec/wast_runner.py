@@ -19,7 +19,7 @@ from wast_reader import Command, ModuleText
 from wast_references import agrees, raw_extern, raw_of_value, seen
 from wast_values import Either, Number, Reference, value
 
-from shmwasm.engine.guests import new_store
+from shmwasm.engine.nests import new_store
 from shmwasm.engine.windows import reserve
 
 _SLOT = 16

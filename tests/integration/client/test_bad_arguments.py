@@ -209,6 +209,7 @@ def _cases() -> Iterator[tuple[str, Attack, Sequence[Any]]]:  # noqa: PLR0915  o
         yield f"{start}(shared_heap)", lambda w, v, b=begin: b(w, w.module, shared_heap=v), heads
         yield f"{start}(read_only)", lambda w, v, b=begin: b(w, w.module, shared_heap=w.heap, read_only=v), NO_FLAG
         yield f"{start}(quota)", lambda w, v, b=begin: b(w, w.module, quota=v), NO_COUNT
+        yield f"{start}(start_timeout)", lambda w, v, b=begin: b(w, w.module, start_timeout=v), NO_TIME
         yield f"{start}(wasi)", lambda w, v, b=begin: b(w, w.wasi_module, wasi=v), NO_WASI
     yield "pool(on_trap)", lambda w, v: w.runtime.pool(w.module, on_trap=v), (None, "x", 5, _RaisingEqual)
     yield "pool(on_trap unhashable)", lambda w, v: w.runtime.pool(w.module, on_trap=v), ([], {})

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from typing import Any
 
@@ -19,8 +18,7 @@ import pytest
 
 from shmwasm import Block, Instance, Module, Runtime, SharedHeap, errors, on_client
 from shmwasm.core import layout
-
-PATIENCE = 30.0
+from waiting import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -30,14 +28,6 @@ def spinning(instance: Instance) -> Iterator[Future[Any]]:
     eventually(future.running)
     yield future
     instance.kill()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def check_that_no_slot_is_lost(instance: Instance) -> None:

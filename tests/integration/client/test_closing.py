@@ -16,16 +16,7 @@ from shmwasm import Instance, InstancePool, Runtime, errors, on_client
 from shmwasm.addresses import NativeAddress
 from shmwasm.client import sleeping
 from shmwasm.core import layout
-
-PATIENCE = 30.0
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.001)
+from waiting import PATIENCE, eventually
 
 
 def calling(instance: Instance, export: str, count: int) -> list[threading.Thread]:

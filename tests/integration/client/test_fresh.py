@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from shmwasm import Caller, InstancePool, Module, Runtime, SharedHeap, errors, on_client
-
-PATIENCE = 30.0
+from waiting import PATIENCE, eventually
 
 # "prepare" does what the word at its argument says, and counts in the one after it.
 OBEYING = """(module
@@ -25,13 +22,6 @@ OBEYING = """(module
     (if (i32.eq (i32.load (local.get 0)) (i32.const 3))
       (then (drop (memory.atomic.wait32 (local.get 0) (i32.const 3) (i64.const -1))))))
   (func (export "same") (param i32) (result i32) (local.get 0)))"""
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
 
 
 def settle(pool: InstancePool) -> None:

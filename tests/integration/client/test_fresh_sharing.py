@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from processes import descriptors_of
 from shmwasm import Caller, Module, Runtime, SharedHeap, WasiOptions, errors, on_client
-
-PATIENCE = 30.0
+from waiting import PATIENCE
 
 MALLOC = """(module
   (import "env" "shared_heap_malloc" (func $malloc (param i32) (result i32)))
@@ -231,7 +231,7 @@ def test_wasi_is_as_new_for_each_call_and_output_goes_on(shared_runtime: Runtime
     )
 
     def files() -> int:
-        return len(list(Path(f"/proc/{pool.instances[0].pid}/fd").iterdir()))
+        return descriptors_of(pool.instances[0].pid)
 
     with (
         shared_runtime.load(WASI, name="wasi") as module,

@@ -7,7 +7,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -17,15 +16,7 @@ from shmwasm import Caller, Module, Runtime, errors
 from shmwasm.addresses import OS_PAGE
 from shmwasm.client.pool_life import FRESH_CALLS
 from shmwasm.worker.fresh import MOST_GUESTS, MOST_RESIDENT
-
-PATIENCE = 30.0
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
+from waiting import PATIENCE, eventually
 
 
 def test_workers_are_replaced_before_they_must_end(shared_runtime: Runtime, counting: Module) -> None:

@@ -129,6 +129,12 @@ def test_calls_that_say_nothing_may_use_what_the_instance_was_given(shared_runti
         with pytest.raises(errors.FuelExhaustedError, match="its 100 units"):
             pool.submit("count", 1000, fuel=100).result()
         assert pool.submit("count", 1000, fuel=100_000).result() is None
+        assert list(pool.map("count", [1000, 1000], fuel=100_000)) == [None] * 2
+        assert list(pool.map("count", iter([1000, 1000]), fuel=100_000)) == [None] * 2
+        with pytest.raises(errors.FuelExhaustedError):
+            list(pool.map("count", [1, 100], fuel=100))
+        with pytest.raises(errors.ArgumentError):
+            pool.map("count", [1], fuel=0)
 
 
 def test_a_map_of_many_calls_gives_each_its_fuel(shared_runtime: Runtime) -> None:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from processes import descriptors_of
 from shmwasm import Instance, Module, Runtime, errors
-
-PATIENCE = 30
+from waiting import eventually
 
 
 def wait_until_gone(reference: Callable[[], object]) -> None:
     """Wait until the object is gone that a reference is to: other threads may still hold it for a moment."""
-    deadline = time.monotonic() + PATIENCE
-    while reference() is not None:
-        assert time.monotonic() < deadline, f"{reference()!r} is still there"
-        time.sleep(0.001)
+    eventually(lambda: reference() is None)
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +53,10 @@ def test_instance_goes_when_it_is_closed(shared_runtime: Runtime, echo_module: M
     wait_until_gone(gone)
 
 
-def test_future_goes_when_its_call_has_ended(shared_runtime: Runtime, echo_module: Module) -> None:
-    with shared_runtime.spawn(echo_module) as instance:
-        future = instance.submit("add", 1, 2)
-        assert future.result(60) == 3
-        gone = weakref.ref(future)
-        del future
-        wait_until_gone(gone)
-
-
-def test_future_of_a_pool_goes_when_its_call_has_ended(shared_runtime: Runtime, echo_module: Module) -> None:
-    with shared_runtime.pool(echo_module, size=1) as pool:
-        future = pool.submit("add", 1, 2)
+@pytest.mark.parametrize("of", ["spawn", "pool"])
+def test_future_goes_when_its_call_has_ended(shared_runtime: Runtime, echo_module: Module, of: str) -> None:
+    with shared_runtime.spawn(echo_module) if of == "spawn" else shared_runtime.pool(echo_module, size=1) as called:
+        future = called.submit("add", 1, 2)
         assert future.result(60) == 3
         gone = weakref.ref(future)
         del future
@@ -93,7 +80,7 @@ def test_heap_goes_when_it_is_closed(shared_runtime: Runtime) -> None:
 
 
 def test_runtime_goes_with_all_its_descriptors_when_it_is_closed(echo_text: str) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors_of()
     with Runtime() as runtime:
         heap = runtime.create_shared_heap(1 << 20)
         heap.malloc(16)
@@ -102,7 +89,7 @@ def test_runtime_goes_with_all_its_descriptors_when_it_is_closed(echo_text: str)
     gone = weakref.ref(runtime)
     del runtime, heap, instance
     wait_until_gone(gone)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors_of() == before
 
 
 def test_export_that_was_kept_outlives_its_instance(shared_runtime: Runtime, echo_module: Module) -> None:

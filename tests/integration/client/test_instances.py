@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors
 from shmwasm.addresses import WASM_PAGE, WINDOW_END
+from waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,7 @@ def test_a_call_is_interrupted_at_its_time_limit_and_the_worker_lives(instance: 
 def test_a_killed_worker_fails_its_calls_with_the_signal(shared_runtime: Runtime, echo_module: Module) -> None:
     instance = shared_runtime.spawn(echo_module)
     running, waiting = instance.submit("spin"), instance.submit("add", 1, 2)
-    while not running.running():
-        time.sleep(0.001)
+    eventually(running.running)
     os.kill(instance.pid, signal.SIGKILL)
     for future in (running, waiting):
         with pytest.raises(errors.WorkerLostError) as caught:
@@ -348,6 +347,34 @@ def test_a_start_function_that_traps_is_an_error_of_spawn(shared_runtime: Runtim
     module = shared_runtime.load("(module (func $start unreachable) (start $start))")
     with pytest.raises(errors.InstanceError, match="unreachable"):
         shared_runtime.spawn(module)
+
+
+SPINS = "(func $spin (loop $forever (br $forever)))"
+
+
+@pytest.mark.parametrize("place", ["(start $spin)", '(export "_initialize" (func $spin))'])
+def test_a_start_that_does_not_return_is_ended_with_its_worker_at_its_time_limit(shared_runtime: Runtime, place: str) -> None:
+    with shared_runtime.load(f"(module {SPINS} {place})") as module:
+        with pytest.raises(errors.InstantiationError, match=r"was not ready within 0\.1 s"):
+            shared_runtime.spawn(module, start_timeout=0.1)
+        with pytest.raises(errors.InstantiationError, match=r"was not ready within 0\.2 s"):
+            shared_runtime.pool(module, size=2, start_timeout=0.2)
+
+
+def test_a_worker_that_was_not_ready_in_time_is_gone_when_that_is_raised(runtime: Runtime) -> None:
+    spinning = runtime.load(f"(module {SPINS} (start $spin))")
+    with pytest.raises(errors.InstantiationError):
+        runtime.spawn(spinning, start_timeout=0.1)
+    assert not runtime.status()["workers"]
+
+
+@pytest.mark.parametrize("limit", [1e8, math.inf])
+def test_an_instance_that_is_ready_in_time_is_not_limited_any_more(runtime: Runtime, limit: float) -> None:
+    quick = runtime.load('(module (func (export "five") (result i32) (i32.const 5)))')
+    with runtime.spawn(quick, start_timeout=limit) as instance:
+        assert instance.call("five") == 5
+    with runtime.pool(quick, size=1, start_timeout=limit, init="five") as pool:
+        assert pool.submit("five").result(timeout=30) == 5
 
 
 def test_a_blocking_call_in_a_callback_is_refused(instance: Instance) -> None:

@@ -11,12 +11,13 @@ from concurrent.futures import CancelledError, as_completed, wait
 
 import pytest
 
+import steps
 from shmwasm import Runtime, errors
 from shmwasm.client.instances import Instance
 from shmwasm.client.pools import InstancePool
 from shmwasm.core import layout
+from waiting import PATIENCE
 
-PATIENCE = 30.0
 STEPS = 40
 """At how many steps, chosen at random, each kind of work is interrupted."""
 
@@ -161,19 +162,19 @@ WORKS = [
 
 
 @pytest.mark.parametrize("work", WORKS)
-def test_everything_goes_on_whichever_step_ctrl_c_ended(bench: Bench, steps, work: Callable[[Bench], None]) -> None:
+def test_everything_goes_on_whichever_step_ctrl_c_ended(bench: Bench, work: Callable[[Bench], None]) -> None:
     for _ in steps.chosen(lambda: work(bench), STEPS):
         bench.check()
 
 
 @pytest.mark.parametrize("work", [create_a_heap, spawn, make_a_pool])
-def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, steps, work: Callable[[Bench], None]) -> None:
+def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, work: Callable[[Bench], None]) -> None:
     for _ in steps.chosen(lambda: work(own_bench), STEPS):
         own_bench.check()
     own_bench.check_that_nothing_is_lost()
 
 
-def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, steps) -> None:
+def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench) -> None:
     instance = bench.runtime.spawn(bench.module)
     for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=PATIENCE), 1 << 30):
         pass
@@ -181,7 +182,7 @@ def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, 
     assert not instance.alive
 
 
-def test_a_pool_can_be_shut_down_again_whichever_step_ctrl_c_ended(own_bench: Bench, steps) -> None:
+def test_a_pool_can_be_shut_down_again_whichever_step_ctrl_c_ended(own_bench: Bench) -> None:
     def shut_down() -> None:
         with own_bench.runtime.pool(own_bench.module, size=2) as pool:
             pools.append(pool)

@@ -6,15 +6,13 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
 from shmwasm import InstancePool, Module, Runtime, SharedHeap, errors
-
-PATIENCE = 30.0
+from waiting import PATIENCE, eventually
 
 SETTING = """(module
   (global $setting (mut i32) (i32.const -1))
@@ -26,13 +24,6 @@ SETTING = """(module
     (global.get $calls))
   (func (export "fail") (result i32) (global.set $setting (i32.const 99)) unreachable)
   (func (export "spin") (loop $forever (br $forever))))"""
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
 
 
 def end(pool: InstancePool) -> None:

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shmwasm import Block, InstancePool, Module, Runtime, SharedHeap, errors
+from shmwasm.client import calls
 from shmwasm.core import layout
+from waiting import PATIENCE
 
 MIXED = """(module
   (func (export "mix") (param i32 i64 f32 f64) (result f64 f32 i64 i32)
@@ -23,8 +25,6 @@ MIXED = """(module
   (func (export "wait_for") (param i32 i32) (result i32)
     (loop $again (br_if $again (i32.eqz (local.get 0))))
     (local.get 1)))"""
-
-PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,12 @@ def test_several_results_go_into_the_fields_of_a_structured_array(mixing_pool: I
         {"ordered": 1},
         {"return_exceptions": None},
         {"progress": 3},
+        {"fuel": 3},
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_called(pool: InstancePool, options) -> None:
     calls = pool.statistics().calls
-    with pytest.raises(errors.ArgumentError):
+    with pytest.raises((errors.ArgumentError, errors.UnsupportedError)):
         pool.map("i32", [1, 2, 3], **options)
     assert pool.statistics().calls == calls
 
@@ -270,6 +271,58 @@ def test_there_is_a_time_for_all_results_and_one_for_each_call(shared_runtime: R
             instance.kill()
 
 
+SLEEPING = """(module
+  (memory (export "memory") 1 1 shared)
+  (global $calls (mut i32) (i32.const 0))
+  (func (export "sleep") (param i64) (result i32)
+    (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+    (loop $forever (br_if $forever (i64.lt_s (local.get 0) (i64.const 0))))
+    (if (i64.ne (local.get 0) (i64.const 0))
+      (then (drop (memory.atomic.wait32 (i32.const 0) (i32.const 0) (local.get 0)))))
+    (global.get $calls))
+  (func (export "calls") (result i32) (global.get $calls)))"""
+
+
+def test_the_time_of_a_call_is_its_own_also_in_a_lot(shared_runtime: Runtime) -> None:
+    with shared_runtime.load(SLEEPING) as module, shared_runtime.pool(module, size=1, timeout=1.0) as pool:
+        naps = np.zeros(20_000, "i8")
+        naps[10_000:10_008] = 150_000_000
+        before = pool.instances[0].path.calls
+        assert pool.map("sleep", naps, out=np.zeros(20_000, "i4"))[-1] == 20_000
+        assert pool.instances[0].path.calls - before < 2_000
+        assert pool.statistics().timeouts == 0
+
+
+def test_a_call_whose_time_is_over_ends_no_other_of_its_lot(shared_runtime: Runtime) -> None:
+    with shared_runtime.load(SLEEPING) as module, shared_runtime.pool(module, size=1) as pool:
+        naps = np.zeros(20_000, "i8")
+        naps[[5_000, 5_001, 19_999]] = -1
+        results = list(pool.map("sleep", naps, call_timeout=0.5, return_exceptions=True))
+        late = [index for index, one in enumerate(results) if isinstance(one, errors.CallTimeoutError)]
+        assert late == [5_000, 5_001, 19_999]
+        # What waited behind the lot ran before the rest of it did.
+        assert len({one for one in results if isinstance(one, int)}) == 20_000 - 3
+        assert pool.submit("calls").result() == 20_000
+        assert pool.statistics().timeouts == 3
+
+
+def test_a_worker_that_does_not_come_back_from_a_call_of_a_lot_fails_that_call(
+    shared_runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "GRACE", 0.2)
+    with shared_runtime.load(MIXED) as module, shared_runtime.pool(module, size=1) as pool:
+        flags = np.ones(2000, "i4")
+        flags[1200] = 0
+        results = pool.map("wait_for", flags, np.arange(2000), call_timeout=1.0, return_exceptions=True)
+        (member,) = pool._dispatcher._members
+        while not is_at(member, 1200):
+            pass  # the test's own time limit ends it
+        os.kill(member.instance.pid, signal.SIGSTOP)
+        collected = list(results)
+        assert isinstance(collected.pop(1200), errors.CallTimeoutError)
+        assert collected == [number for number in range(2000) if number != 1200]
+
+
 def test_a_slow_call_of_a_map_holds_no_other_lot_up(shared_runtime: Runtime) -> None:
     with shared_runtime.load(MIXED) as module, shared_runtime.pool(module, size=2) as pool:
         flags = [0] + [1] * 99
@@ -284,10 +337,8 @@ def test_a_slow_call_of_a_map_holds_no_other_lot_up(shared_runtime: Runtime) -> 
 def is_at(member, index) -> bool:
     """Return whether an instance runs the call at that place of a map."""
     running = member.instance.path._ring.running()
-    # A flight that lands at this moment has no call any more.
-    given = [(one.work, one.call) for one in list(member.flights)]
-    works = [work for work, call in given if running is not None and call is not None and call.sequence == running.sequence]
-    return any(work.start + running.progress == index for work in works)
+    flights = [one for one in member.flights if running and getattr(one.call, "sequence", None) == running.sequence]
+    return any(flight.work.start + running.progress == index for flight in flights)
 
 
 def test_a_worker_that_dies_in_a_lot_loses_one_call(shared_runtime: Runtime) -> None:

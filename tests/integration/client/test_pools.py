@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -39,10 +40,72 @@ def test_a_slow_call_holds_nobody_up(shared_runtime: Runtime, echo_module: Modul
         assert isinstance(slow.exception(), errors.WorkerLostError)
 
 
-def test_wrong_calls_fail_alone(shared_runtime: Runtime, echo_module: Module) -> None:
+@pytest.mark.parametrize("instances", [0, 1])
+def test_wrong_calls_are_refused_before_an_instance_is_chosen(
+    shared_runtime: Runtime, echo_module: Module, heap: SharedHeap, instances
+) -> None:
+    freed = heap.malloc(16)
+    freed.free()
+    wrong: list[tuple[type[errors.ShmwasmError], tuple[object, ...], dict[str, object]]] = [
+        (errors.UnknownExportError, ("blur",), {}),
+        (errors.ArgumentError, (3,), {}),
+        (errors.ArgumentError, ([],), {}),
+        (errors.ArgumentError, ("add", 1), {}),
+        (errors.ArgumentError, ("add", 1, "x"), {}),
+        (errors.ArgumentError, ("add", 1, 1 << 32), {}),
+        (errors.ArgumentError, ("load", freed), {}),
+        (errors.ArgumentError, ("count",), {"timeout": -1}),
+        (errors.UnsupportedError, ("count",), {"fuel": 5}),
+        (errors.UnsupportedError, ("vector",), {}),
+    ]
+    with shared_runtime.pool(echo_module, min_size=instances, max_size=1) as pool:
+        for error, call, options in wrong:
+            for method in (pool.submit, pool.submit_to_all, pool.broadcast):
+                with pytest.raises(error):
+                    method(*call, **options)
+            with pytest.raises(error):
+                asyncio.run(pool.call_async(*call, **options))
+        for error, call in [
+            (errors.UnknownExportError, ("blur", [1])),
+            (errors.ArgumentError, ("add", [1])),
+            (errors.ArgumentError, ("count", [])),
+            (errors.UnsupportedError, ("vector", [])),
+        ]:
+            with pytest.raises(error):
+                pool.map(*call)
+        assert pool.statistics().calls == 0
+        assert pool.submit("add", 1, 2).result() == 3
+
+
+def test_arguments_are_numbers_before_the_pool_has_them(shared_runtime: Runtime, echo_module: Module, heap: SharedHeap) -> None:
+    threads: list[int] = []
+
+    class Answer:
+        def __index__(self) -> int:
+            threads.append(threading.get_ident())
+            return 42
+
+    with shared_runtime.pool(echo_module, size=1, shared_heap=heap) as pool, heap.malloc(16) as block:
+        running = pool.submit("spin", timeout=0.2)
+        futures = [pool.submit("i32", Answer()) for _ in range(5)]
+        assert threads == [threading.get_ident()] * 5
+        futures += [pool.submit("store", block, Answer()), pool.submit("load", block)]
+        assert [future.result() for future in futures] == [42] * 5 + [None, 42]
+        assert isinstance(running.exception(), errors.CallTimeoutError)
+
+
+def test_a_block_that_no_instance_sees_is_refused(shared_runtime: Runtime, echo_module: Module, heap: SharedHeap) -> None:
+    with shared_runtime.pool(echo_module, size=2) as pool, heap.malloc(16) as block:
+        with pytest.raises(errors.ArgumentError, match="not attached"):
+            pool.submit("load", block)
+        for instance in pool.instances:
+            instance.attach_shared_heap(heap)
+        block.view[0] = 42
+        assert pool.submit("load", block).result() == 42
+
+
+def test_a_call_that_traps_fails_alone(shared_runtime: Runtime, echo_module: Module) -> None:
     with shared_runtime.pool(echo_module, size=1) as pool:
-        assert isinstance(pool.submit("blur").exception(), errors.UnknownExportError)
-        assert isinstance(pool.submit("add", 1).exception(), errors.ArgumentError)
         assert isinstance(pool.submit("divide", 1, 0).exception(), errors.WorkerTrapError)
         assert pool.submit("add", 1, 2).result() == 3
 

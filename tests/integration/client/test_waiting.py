@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors
+from waiting import PATIENCE, eventually
 
 GUEST = """(module
   (import "env" "shared_heap_self" (func $self (result i32)))
@@ -41,7 +41,6 @@ GUEST = """(module
   (func (export "self") (result i32) (call $self))
   (func (export "alive") (param i32) (result i32) (call $alive (local.get 0))))"""
 
-PATIENCE = 20.0
 FOR_EVER = -1
 WOKEN, NOT_EQUAL, TIMED_OUT = 0, 1, 2
 WAITS = pytest.mark.parametrize("wait", ["wait32", "wait64"])
@@ -62,19 +61,13 @@ def pair(shared_runtime: Runtime, waiting_module: Module, heap: SharedHeap) -> I
         yield one, other
 
 
-def until(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "the condition never came true"
-
-
 @WAITS
 def test_an_instance_wakes_another_in_another_process(pair: tuple[Instance, Instance], heap: SharedHeap, wait: str) -> None:
     waiter, waker = pair
     assert waiter.pid != waker.pid
     with heap.calloc(64) as block:
         call = waiter.submit(wait, block, 0, FOR_EVER)
-        until(lambda: waker.call("notify", block, 1))
+        eventually(lambda: waker.call("notify", block, 1))
         assert call.result(PATIENCE) == WOKEN
 
 
@@ -109,7 +102,7 @@ def test_as_many_are_woken_as_wait_and_as_asked_for(
             woken += pair[0].call("notify", block, 2)
             return woken == 3
 
-        until(wake)
+        eventually(wake)
         assert [call.result(PATIENCE) for call in calls] == [WOKEN] * 3
         assert pair[0].call("notify", block, -1) == 0
 
@@ -151,7 +144,7 @@ def test_a_peer_that_is_killed_leaves_its_waiter_to_the_calls_limit_and_is_known
         os.kill(peer.pid, signal.SIGKILL)
         with pytest.raises(errors.CallTimeoutError):
             call.result(PATIENCE)
-        until(lambda: not waiter.call("alive", number))
+        eventually(lambda: not waiter.call("alive", number))
         assert waiter.call("alive", waiter.call("self")) == 1
 
 
@@ -203,7 +196,7 @@ def test_a_word_of_a_heap_that_is_attached_read_only_can_be_waited_for(
 ) -> None:
     with heap.calloc(64) as block, shared_runtime.spawn(waiting_module, shared_heap=heap, read_only=True) as reader:
         call = reader.submit(wait, block, 0, FOR_EVER)
-        until(lambda: pair[0].call("notify", block, 1))
+        eventually(lambda: pair[0].call("notify", block, 1))
         assert call.result(PATIENCE) == WOKEN
 
 

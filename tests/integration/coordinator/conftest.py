@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import children_of, descriptors_of
 from shmwasm import errors
 from shmwasm.addresses import SLAB_SIZE
 from shmwasm.core.dispatching import dispatcher_text, purpose
@@ -26,19 +26,9 @@ from shmwasm.posix.programs import start_program
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
 from shmwasm.protocol.messages import SlabRange
-
-PATIENCE = 20.0
+from waiting import PATIENCE, eventually
 
 MODULE = '(module (memory (export "memory") 1) (func (export "answer") (result i32) i32.const 42))'
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    """Return the condition's value once it is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
-    return value
 
 
 class RawClient:
@@ -137,10 +127,10 @@ class Served:
         return self.clients[-1]
 
     def children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return children_of(self.process.pid)
 
     def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return descriptors_of(self.process.pid)
 
     def close_clients(self) -> None:
         for client in self.clients:
@@ -202,7 +192,7 @@ def served(long_lived) -> Iterator[Served]:
             client.tell(messages.Goodbye())
     here.close_clients()
     watcher = RawClient(connect(long_lived.address))
-    wait_until(lambda: not watcher.ask(messages.Status).heaps and not watcher.ask(messages.Status).workers)
+    eventually(lambda: not watcher.ask(messages.Status).heaps and not watcher.ask(messages.Status).workers)
     watcher.tell(messages.Goodbye())
     watcher.close()
 
@@ -262,11 +252,6 @@ def private() -> Callable[[], contextlib.AbstractContextManager[Served]]:
 @pytest.fixture
 def shared() -> Callable[..., contextlib.AbstractContextManager[Served]]:
     return shared_coordinator
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], Any]:
-    return wait_until
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
 from shmwasm.protocol.messages import SlabRange
+from waiting import eventually
 
 SMALL_SHARED_MEMORY = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=2100k shm /dev/shm && exec "$@"', "sh")
 """Runs a command with a /dev/shm of about 2 MiB that nobody else sees."""
@@ -106,7 +107,7 @@ def test_verify_finds_an_owner_that_the_coordinator_did_not_write(client):
 
 
 @pytest.mark.parametrize("free_on_death", [False, True])
-def test_a_killed_client_s_slabs_come_back_but_for_those_with_live_blocks(client, free_on_death, eventually, lessee):
+def test_a_killed_client_s_slabs_come_back_but_for_those_with_live_blocks(client, free_on_death, lessee):
     heap = client.create(name="frames", free_on_death=free_on_death, scrub=True)
     client.ask(messages.OpenHeap, name="frames")
     memory = map_anywhere(client.descriptors[0], 8 * SLAB_SIZE, writable=False)
@@ -125,7 +126,7 @@ def test_a_killed_client_s_slabs_come_back_but_for_those_with_live_blocks(client
         assert client.lease(heap, size_class=1) == [SlabRange(1, 1, adopted=True)]
 
 
-def test_a_stopped_client_keeps_its_slabs_and_holds_nobody_up(client, eventually, lessee):
+def test_a_stopped_client_keeps_its_slabs_and_holds_nobody_up(client, lessee):
     heap = client.create(4, name="frames")
     with lessee("frames") as process:
         process.send_signal(signal.SIGSTOP)
@@ -190,7 +191,7 @@ def test_whoever_does_not_say_hello_is_cut_off(served):
     assert offender.is_cut_off()
 
 
-def test_nothing_is_left_in_the_coordinator_of_what_came_and_went(served, client, eventually):
+def test_nothing_is_left_in_the_coordinator_of_what_came_and_went(served, client):
     def everything() -> None:
         other = served.client()
         heap = other.create(name="passing")

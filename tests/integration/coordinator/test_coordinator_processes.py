@@ -16,8 +16,7 @@ from shmwasm.posix.listening import connect
 from shmwasm.posix.processes import is_gone, open_pidfd, wait_gone
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import codec, messages
-
-PATIENCE = 20.0
+from waiting import PATIENCE, eventually
 
 
 def test_an_instance_answers_is_detached_attached_and_closed(client, module):
@@ -56,7 +55,7 @@ def test_what_is_no_module_is_refused_when_it_is_spawned(client):
             client.ask(messages.Spawn, segment.descriptor, segment.descriptor, plan=plan)
 
 
-def test_a_client_s_end_ends_its_workers(served, client, module, eventually):
+def test_a_client_s_end_ends_its_workers(served, client, module):
     other = served.client()
     spawned, calls = other.spawn(module)
     pidfd = open_pidfd(spawned.pid)

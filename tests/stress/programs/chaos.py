@@ -20,7 +20,6 @@ from shmwasm.testing.leaks import Snapshot, mark_descendants
 FACTOR, INCREMENT = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 LONGEST_PAUSE = 0.003
 LONGEST_STOP = 0.02
-PATIENCE = 60.0
 CANCELLED = (concurrent.futures.CancelledError, asyncio.CancelledError)
 
 

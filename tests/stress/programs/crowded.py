@@ -3,11 +3,12 @@
 import contextlib
 import os
 import sys
-import time
 from pathlib import Path
 
+from processes import descriptors_of
 from shmwasm import Runtime
 from shmwasm.errors import HeapExhaustedError, HeapNoSpaceError
+from waiting import eventually
 
 SHM = Path("/dev/shm")
 MIB = 1 << 20
@@ -19,10 +20,6 @@ def free_bytes():
     return status.f_bavail * status.f_frsize
 
 
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def fill(leave=0):
     """Take all of /dev/shm but for `leave` bytes."""
     with FILLER.open("wb") as filler:
@@ -30,21 +27,15 @@ def fill(leave=0):
     assert free_bytes() == leave
 
 
-def eventually(condition):
-    """Wait until a condition holds: the coordinator answers first, and closes what it held then."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "something is left"
-        time.sleep(0.001)
-
-
 def refused(function, *arguments):
     """Assert that there is no space, and that nothing is left of the attempt; return the error."""
-    before = free_bytes(), descriptors()
+    before = free_bytes(), descriptors_of()
     try:
         function(*arguments)
     except HeapNoSpaceError as error:
-        eventually(lambda: (free_bytes(), descriptors()) == before)
+        eventually(
+            lambda: (free_bytes(), descriptors_of()) == before
+        )  # the coordinator answers first, and closes what it held then
         return error
     raise AssertionError("there was room")
 

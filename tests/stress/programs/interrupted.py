@@ -19,8 +19,8 @@ from shmwasm import Runtime
 from shmwasm.core import layout
 from shmwasm.errors import BusyError, CallTimeoutError
 from shmwasm.testing.leaks import Snapshot, mark_descendants
+from waiting import PATIENCE
 
-PATIENCE = 60.0
 LONGEST_SPIN = 5.0
 ALL = 8
 

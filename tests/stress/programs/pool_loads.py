@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from chaos import CANCELLED, PATIENCE, woven
+from chaos import CANCELLED, woven
 
 from shmwasm.errors import (
     CallTimeoutError,
@@ -18,6 +18,7 @@ from shmwasm.errors import (
     WorkerLostError,
     WorkerTrapError,
 )
+from waiting import PATIENCE
 
 PAGE = 1 << 16
 CELLS = 1 << 24

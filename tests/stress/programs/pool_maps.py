@@ -3,10 +3,11 @@
 import itertools
 
 import numpy as np
-from chaos import CANCELLED, PATIENCE, steps
+from chaos import CANCELLED, steps
 from pool_loads import FEW_ROUNDS
 
 from shmwasm.errors import ClosedError, FuelExhaustedError
+from waiting import PATIENCE
 
 SIZES = (1, 2, 30, 1000, 20_000)
 FEWER = (1, 2, 30, 200)

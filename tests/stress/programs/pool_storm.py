@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
-from chaos import CANCELLED, PATIENCE, Tally, keep_striking, report
+from chaos import CANCELLED, Tally, keep_striking, report
 from pool_loads import CELLS, ENOUGH_FUEL, FEW_ROUNDS, LOADS, LONGEST_IDLE, PAGE, Desk, Judge, random_load
 from pool_maps import Maps
 
+from processes import children_of
 from shmwasm.errors import ClosedError, FuelExhaustedError
+from waiting import PATIENCE
 
 COROUTINES = 4
 LONGEST_ENDLESS = 0.05
@@ -218,7 +219,7 @@ class PoolStorm:
 
 def children(pid):
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children_of(pid)
     except FileNotFoundError:
         return []
 

@@ -14,9 +14,10 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
-from chaos import CANCELLED, PATIENCE, Tally, keep_striking, report, woven
+from chaos import CANCELLED, Tally, keep_striking, report, woven
 
 from shmwasm.errors import CallTimeoutError, WorkerLostError, WorkerTrapError
+from waiting import PATIENCE
 
 SEATS = 2
 POOL = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,35 @@ def test_a_call_gets_its_limit_and_at_most_an_eighth_more(limit: float, begins: 
     assert due is not None
     assert begins + limit <= due + 1e-6 * due
     assert due <= begins + limit * 1.126 + 1e-6 * due
+
+
+def test_each_call_of_a_batch_has_the_limit_for_itself() -> None:
+    clock = Clock(limit=8.0, grace=5.0, progress=0)
+    step = pytest.approx(LONGEST_STEP)
+    assert clock.look(100.0, has_begun=True, progress=0) - 100.0 == step
+    assert clock.look(107.9, has_begun=True, progress=1) - 107.9 == step
+    assert clock.look(115.8, has_begun=True, progress=1) - 115.8 == step
+    assert clock.look(115.89, has_begun=True, progress=1) == 115.9
+    clock.ended_early = True
+    assert clock.look(115.9, has_begun=True, progress=1) == 120.9
+
+
+@given(st.floats(0.001, 10), st.lists(st.floats(0, 2), min_size=1, max_size=30))
+def test_a_call_of_a_batch_gets_its_limit_and_at_most_an_eighth_more(limit: float, lengths: list[float]) -> None:
+    """Each call takes so many times the limit."""
+    clock, now = Clock(limit, grace=5.0, progress=0), 0.0
+    ends = list(itertools.accumulate(length * limit for length in lengths))
+    while now < ends[-1]:
+        progress = sum(end <= now for end in ends)
+        due = clock.look(now, has_begun=True, progress=progress)
+        assert due is not None
+        if due <= now:
+            took = now - (ends[progress - 1] if progress else 0.0)
+            assert limit <= took * (1 + 1e-6)
+            assert took <= limit * (1.126 + 1e-6)
+            return
+        now = due
+    assert max(lengths) <= 1.126
 
 
 def test_the_time_that_a_worker_needs_before_a_call_does_not_count() -> None:

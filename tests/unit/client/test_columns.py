@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,7 @@ class Index:
 
 
 def converter(kinds):
-    instance = SimpleNamespace(module=SimpleNamespace(exports={"f": FunctionType(tuple(kinds), ())}))
-    return converters(instance, "f")
+    return converters("f", FunctionType(tuple(kinds), ()), lambda block: block.address)
 
 
 def one_by_one(rows, kinds):

@@ -6,9 +6,10 @@ from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoo
 
 import pytest
 
+import steps
 from shmwasm.client.futures import SafeFuture
+from waiting import PATIENCE
 
-PATIENCE = 30.0
 STEPS = 300
 
 
@@ -53,7 +54,7 @@ def look(futures: list[SafeFuture[int]]) -> None:
 
 
 @pytest.mark.parametrize("ask", [wait_for_all, wait_for_the_first, take_as_completed, ask_for_the_result, look])
-def test_a_future_can_be_completed_whichever_step_of_a_wait_ctrl_c_ended(steps, ask) -> None:
+def test_a_future_can_be_completed_whichever_step_of_a_wait_ctrl_c_ended(ask) -> None:
     futures = new_futures()
 
     def work() -> None:

@@ -20,7 +20,7 @@ from shmwasm.client.pool_life import (
 from shmwasm.client.pool_statistics import Histogram
 from shmwasm.errors import ArgumentError
 
-NOTHING = dict.fromkeys(["size", "min_size", "max_size", "timeout", "idle_timeout", "recycle_after", "init"])
+NOTHING = dict.fromkeys(["size", "min_size", "max_size", "timeout", "start_timeout", "idle_timeout", "recycle_after", "init"])
 
 
 def options(**given):
@@ -45,6 +45,20 @@ def test_a_pool_has_the_sizes_that_it_was_given(given, sizes):
 
 
 @pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({}, None),
+        ({"timeout": 1}, 1),
+        ({"start_timeout": 2}, 2),
+        ({"timeout": 1, "start_timeout": 2}, 2),
+        ({"timeout": 2, "start_timeout": 1}, 1),
+    ],
+)
+def test_preparing_an_instance_has_the_limit_of_its_start_or_else_that_of_a_call(given, limit):
+    assert options(**given).preparation_timeout == limit
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"size": 0},
@@ -56,6 +70,7 @@ def test_a_pool_has_the_sizes_that_it_was_given(given, sizes):
         {"on_trap": "ignore"},
         {"on_trap": []},
         {"timeout": 0},
+        {"start_timeout": 0},
         {"idle_timeout": -1},
         {"recycle_after": 0},
         {"init": 3},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from shmwasm import errors
 from shmwasm.control import actions, events
 from shmwasm.control.actions import CallChannel, MetadataDescriptor, SegmentDescriptor
+from shmwasm.control.deadlines import SpawnDeadline
 from shmwasm.protocol import messages
 from shmwasm.protocol.messages import COORDINATOR, NOBODY, SlabRange
 
@@ -363,4 +366,78 @@ def test_a_message_that_the_worker_s_state_does_not_allow_costs_its_life_and_cha
 def test_spawn_refuses_a_negative_quota_by_name(shell, client):
     with pytest.raises(errors.ArgumentError, match="-1"):
         shell.begin_spawn(client, quota=-1)
+    assert not shell.forked
+
+
+# ---------------------------------------------------------------- starts with a time limit
+
+
+def begin_limited(shell, client, **options):
+    worker, number = shell.begin_spawn(client, time_limit=2.5, **options)
+    (deadline,) = [one for one in shell.deadlines if isinstance(one, SpawnDeadline)]
+    return worker, number, events.DeadlinePassed(deadline)
+
+
+@pytest.mark.parametrize("forked_before", [False, True])
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_worker_that_is_not_ready_in_time_is_killed_and_its_client_told_once_it_is_gone(shell, client, forked_before, ready):
+    heap = shell.create(client)
+    worker, number, passes = begin_limited(shell, client, heap=heap)
+    if forked_before:
+        shell.feed(forked(worker))
+    shell.feed(passes)
+    assert shell.killed == ({worker} if forked_before else set())
+    if not forked_before:
+        shell.feed(forked(worker))
+    if ready:  # it says so just before the kill
+        shell.tell(worker, messages.Ready())
+    assert shell.killed == {worker}
+    assert not shell.answers(client, number)
+    shell.end_worker(worker)
+    with pytest.raises(errors.InstantiationError, match=r"not ready within 2\.5 s"):
+        shell.only_answer(client, number)
+    assert not shell.received(client, messages.InstanceExited)
+    assert worker in shell.forgotten
+    shell.mind.invariants()
+    shell.ask(client, messages.ResetChain, head=heap)
+
+
+def test_a_worker_that_was_ready_before_its_process_was_known_is_not_announced_after_its_time(shell, client):
+    worker, number, passes = begin_limited(shell, client)
+    shell.tell(worker, messages.Ready())
+    shell.feed(passes)
+    shell.feed(forked(worker))
+    assert not shell.answers(client, number)
+    shell.end_worker(worker)
+    with pytest.raises(errors.InstantiationError, match="not ready"):
+        shell.only_answer(client, number)
+
+
+def test_a_start_that_fails_after_its_time_is_told_as_it_failed(shell, client):
+    worker, number, passes = begin_limited(shell, client)
+    shell.feed(forked(worker))
+    shell.feed(passes)
+    code, facts = errors.to_wire(errors.InstantiationError(worker, "unreachable"))
+    shell.tell(worker, messages.StartFailed(code=code, facts=facts))
+    shell.end_worker(worker)
+    with pytest.raises(errors.InstantiationError, match="unreachable"):
+        shell.only_answer(client, number)
+
+
+def test_the_time_of_a_start_means_nothing_to_a_worker_that_runs_or_is_gone(shell, client):
+    worker, number, passes = begin_limited(shell, client)
+    shell.feed(forked(worker))
+    shell.tell(worker, messages.Ready())
+    shell.feed(passes)
+    assert not shell.killed
+    assert isinstance(shell.only_answer(client, number), messages.Spawned)
+    shell.end_worker(worker)
+    shell.feed(passes)
+    assert shell.received(client, messages.InstanceExited)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_spawn_refuses_a_time_limit_that_is_not_above_0_by_name(shell, client, limit):
+    with pytest.raises(errors.ArgumentError, match=str(limit)):
+        shell.begin_spawn(client, time_limit=limit)
     assert not shell.forked

@@ -65,9 +65,9 @@ def test_dispatcher_passes_the_bits_of_every_argument_and_result(new_pair, kinds
             pair.client.give(request)
 
 
-@given(KINDS, st.integers(1, 40), st.data())
+@given(KINDS, st.integers(1, 40), st.sampled_from([0, layout.CALL_STOPPABLE]), st.data())
 @settings(max_examples=25, deadline=None)
-def test_batch_takes_columns_of_arguments_and_gives_columns_of_results(new_pair, kind, count, data):
+def test_batch_takes_columns_of_arguments_and_gives_columns_of_results(new_pair, kind, count, flags, data):
     rows = [[data.draw(VALUES[value]) for value in kind.parameters] for _ in range(count)]
     with new_pair(guest_text({"f": kind}), {"f": kind}) as pair:
         buffer = pair.client.batch_buffer(1)
@@ -77,7 +77,7 @@ def test_batch_takes_columns_of_arguments_and_gives_columns_of_results(new_pair,
                 struct.pack_into("<" + SIGNED_CELLS[value], buffer, 8 * (count * column + row), rows[row][column])
         results = 8 * count * len(kind.parameters)
         request = pair.client.batch_request(0, count, start, start + results)
-        pair.client.submit(request)
+        pair.client.submit(request, flags)
         assert pair.run() == layout.RING_PARK
         assert pair.client.wait(request) == layout.RING_DONE
         assert request.progress == count

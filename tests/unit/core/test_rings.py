@@ -8,13 +8,13 @@ import signal
 import struct
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processes import descriptors_of
 from shmwasm.core import layout
 from shmwasm.core.requests import EndedCall
 from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
@@ -280,6 +280,36 @@ def test_call_that_ends_while_it_is_interrupted_absorbs_the_tick(pair):
     assert pair.client.wait(request) == layout.RING_DONE
 
 
+def test_batch_is_interrupted_only_in_the_call_that_it_was_seen_to_run(pair):
+    pair.client.submit(pair.client.batch_request(0, 3, 0, 0), layout.CALL_ASYNCHRONOUS | layout.CALL_STOPPABLE)
+    imports = pair.worker.imports()
+    slot = imports["ring_next"](pair.store, pair.worker.address)
+    assert imports["ring_advance"](pair.store, slot) == 0
+    assert pair.client.end_at(0, 0) == layout.CALL_RUNNING
+    assert imports["ring_advance"](pair.store, slot) == 0
+    assert pair.client.end_at(0, 2) == layout.CALL_INTERRUPTING
+    assert pair.client.end_at(0, 1) == layout.CALL_RUNNING
+    assert imports["ring_advance"](pair.store, slot) == 1
+    pair.worker.end(slot, layout.CALL_RETURNED)
+    (ended,) = pair.client.collect()
+    assert (ended.status, ended.progress, pair.hooks.absorbed) == (layout.CALL_RETURNED, 3, 1)
+    assert pair.client.end_at(0, 3) == layout.CALL_EMPTY
+
+
+def test_next_batch_in_a_slot_is_not_stopped_because_the_one_before_was(pair):
+    imports = pair.worker.imports()
+    stops = []
+    for sequence in range(2 * layout.RING_SLOTS):
+        pair.client.submit(pair.client.batch_request(0, 3, 0, 0), layout.CALL_ASYNCHRONOUS | layout.CALL_STOPPABLE)
+        slot = imports["ring_next"](pair.store, pair.worker.address)
+        if sequence == 0:
+            pair.client.end_at(0, 0)
+        stops.append(imports["ring_advance"](pair.store, slot))
+        pair.worker.end(slot, layout.CALL_RETURNED)
+        pair.client.collect()
+    assert stops == [1] + [0] * (2 * layout.RING_SLOTS - 1)
+
+
 def test_tick_at_the_end_of_a_call_is_the_workers_to_see(pair):
     _, slot = begin(pair)
     pair.store.set_epoch_deadline(0)
@@ -370,11 +400,11 @@ def test_rings_that_come_and_go_take_no_more_memory_and_no_descriptors(engine, c
 
     use_a_ring()
     gc.collect()
-    descriptors, end = len(list(Path("/proc/self/fd").iterdir())), core.call("ring_new_request", 2)
+    descriptors, end = descriptors_of(), core.call("ring_new_request", 2)
     for _ in range(20):
         use_a_ring()
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert descriptors_of() == descriptors
     assert core.call("ring_new_request", 2) - end == 128
 
 

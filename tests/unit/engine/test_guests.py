@@ -6,9 +6,10 @@ import pytest
 import wasmtime
 
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
-from shmwasm.engine.guests import Guest, ImportName, Nest, new_store
+from shmwasm.engine.guests import Guest
 from shmwasm.engine.heap_memory import heap_memory
-from shmwasm.engine.modules import describe
+from shmwasm.engine.modules import ImportName, describe
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.engine.windows import Grant
 from shmwasm.errors import InstantiationError, InvalidFreeError, ModuleError, UnknownExportError, UnsupportedError
 from shmwasm.posix.segments import Segment

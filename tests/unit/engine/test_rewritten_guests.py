@@ -9,8 +9,9 @@ import pytest
 import wasmtime
 
 from shmwasm.addresses import OS_PAGE, WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
-from shmwasm.engine.guests import Guest, Nest, new_store
+from shmwasm.engine.guests import Guest
 from shmwasm.engine.modules import describe
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant, Window
 from shmwasm.posix.segments import Segment

@@ -11,8 +11,7 @@ import pytest
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.posix import bells
-
-PATIENCE = 30.0
+from waiting import PATIENCE
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from processes import state_of
 from shmwasm.addresses import OS_PAGE, NativeAddress
 from shmwasm.errors import UnsupportedError
 from shmwasm.posix import futexes
 from shmwasm.posix.futexes import Alarm, Wait, wait32, wait64, wake
 from shmwasm.posix.mappings import Mapping, map_anywhere
 from shmwasm.posix.segments import Segment
+from waiting import PATIENCE, eventually
 
-PATIENCE = 20.0
 HIGH = 1 << 32
 
 
@@ -77,19 +77,12 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def until(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, "the condition never came true"
-        time.sleep(0.001)
-
-
 def is_asleep(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return state_of(pid) == "S"
 
 
 def wake_one(address: NativeAddress) -> None:
-    until(lambda: wake(address, 1))
+    eventually(lambda: wake(address, 1))
 
 
 def test_a_process_that_maps_the_word_elsewhere_is_woken(shared):
@@ -149,7 +142,7 @@ def test_a_deadline_may_lie_centuries_ahead(shared):
 
 def test_as_many_are_woken_as_asked_for(shared):
     children = [in_child(lambda: wait32(shared.address, 0)) for _ in range(3)]
-    until(lambda: all(map(is_asleep, children)))
+    eventually(lambda: all(map(is_asleep, children)))
     assert wake(shared.address, 0) == 0
     assert wake(shared.address, 2) == 2
     assert wake(shared.address, (1 << 32) - 1) == 1
@@ -174,7 +167,7 @@ def test_a_64_bit_word_is_compared_whole(shared, wait, held):
 
 def test_a_wake_at_the_high_half_is_not_spent_on_a_64_bit_waiter(shared):
     whole = in_child(lambda: wait64(shared.address, 0))
-    until(lambda: is_asleep(whole))
+    eventually(lambda: is_asleep(whole))
     half = in_child(lambda: wait32(shared.at(4), 0))
     wake_one(shared.at(4))
     assert ended(half) == Wait.WOKEN
@@ -199,7 +192,7 @@ def test_no_wake_after_a_change_of_the_high_half_is_lost(shared, wait):
     for turn in range(rounds):
         shared.store(0, (turn + 1) * HIGH, "<Q")
         wake(shared.address)
-        until(lambda done=turn + 1: ctypes.c_uint32.from_address(shared.address + 8).value == done)
+        eventually(lambda done=turn + 1: ctypes.c_uint32.from_address(shared.address + 8).value == done)
     assert ended(pid) == 0
 
 
@@ -220,9 +213,9 @@ def test_a_signals_handler_runs_and_the_wait_goes_on(shared, wait):
         return wait(shared.address, 0, None)
 
     pid = in_child(child)
-    until(lambda: ctypes.c_uint32.from_address(shared.address + 20).value and is_asleep(pid))
+    eventually(lambda: ctypes.c_uint32.from_address(shared.address + 20).value and is_asleep(pid))
     os.kill(pid, signal.SIGUSR1)
-    until(lambda: ctypes.c_uint32.from_address(shared.address + 16).value)
+    eventually(lambda: ctypes.c_uint32.from_address(shared.address + 16).value)
     wake_one(shared.address)
     assert ended(pid) == Wait.WOKEN
 
@@ -240,7 +233,7 @@ def test_an_exception_of_a_signals_handler_ends_the_wait(shared):
             return 42
 
     pid = in_child(child)
-    until(lambda: ctypes.c_uint32.from_address(shared.address + 20).value and is_asleep(pid))
+    eventually(lambda: ctypes.c_uint32.from_address(shared.address + 20).value and is_asleep(pid))
     os.kill(pid, signal.SIGUSR1)
     assert ended(pid) == 42
 
@@ -267,7 +260,7 @@ def test_an_alarm_that_rang_before_ends_the_wait_at_once(shared, wait):
 @WAITS_WITH_ALARM
 def test_an_alarm_ends_a_wait_that_has_begun(shared, wait):
     pid = in_child(lambda: wait(shared.address, 0, None, Alarm(shared.at(64), 0)))
-    until(lambda: is_asleep(pid))
+    eventually(lambda: is_asleep(pid))
     shared.store(64, 1)
     wake(shared.at(64))
     assert ended(pid) == Wait.ALARMED
@@ -276,7 +269,7 @@ def test_an_alarm_ends_a_wait_that_has_begun(shared, wait):
 @WAITS_WITH_ALARM
 def test_a_wait_with_an_alarm_is_woken_by_a_wake_and_ends_at_its_deadline(shared, wait):
     pid = in_child(lambda: wait(shared.address, 0, None, Alarm(shared.at(64), 0)))
-    until(lambda: wake(shared.address, 1))
+    eventually(lambda: wake(shared.address, 1))
     assert ended(pid) == Wait.WOKEN
     deadline = time.monotonic_ns() + 30_000_000
     assert wait(shared.address, 0, deadline, Alarm(shared.at(64), 0)) is Wait.TIMED_OUT

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+import steps
 from shmwasm.posix import conditions  # noqa: F401  which says who the main thread is
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 
@@ -38,31 +39,31 @@ def raising(error: BaseException) -> Callable[[int, object], object]:
 
 
 def test_ctrl_c_comes_after_what_it_must_not_end() -> None:
-    steps = []
+    seen = []
 
     def interrupted() -> None:
         with interrupts_put_off():
             signal.raise_signal(signal.SIGINT)
-            steps.append("after the signal")
+            seen.append("after the signal")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert steps == ["after the signal"]
+    assert seen == ["after the signal"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_that_is_put_off_twice_comes_once_at_the_end_of_the_outer_part() -> None:
-    steps = []
+    seen = []
 
     def interrupted() -> None:
         with interrupts_put_off():
             with interrupts_put_off():
                 signal.raise_signal(signal.SIGINT)
-            steps.append("between")
+            seen.append("between")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert steps == ["between"]
+    assert seen == ["between"]
 
 
 def test_an_error_passes_and_leaves_the_usual_handler() -> None:
@@ -95,53 +96,53 @@ def test_threads_that_get_no_signals_put_off_none() -> None:
 
 
 def test_ctrl_c_is_let_through_where_it_is_waited_for_and_put_off_again_behind_that() -> None:
-    steps = []
+    seen = []
 
     def interrupted() -> None:
         with interrupts_put_off(), interrupts_put_off():
             try:
                 with interrupts_let_through():
                     signal.raise_signal(signal.SIGINT)
-                    steps.append("not reached")
+                    seen.append("not reached")
             except KeyboardInterrupt:
-                steps.append("let through")
+                seen.append("let through")
             signal.raise_signal(signal.SIGINT)
-            steps.append("put off again")
+            seen.append("put off again")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert steps == ["let through", "put off again"]
+    assert seen == ["let through", "put off again"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_that_was_put_off_comes_where_it_is_let_through() -> None:
-    steps = []
+    seen = []
 
     def interrupted() -> None:
         with interrupts_put_off():
             signal.raise_signal(signal.SIGINT)
-            steps.append("put off")
+            seen.append("put off")
             with interrupts_let_through():
-                steps.append("not reached")
+                seen.append("not reached")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert steps == ["put off"]
+    assert seen == ["put off"]
 
 
 def test_ctrl_c_that_is_put_off_for_more_reasons_than_asked_is_not_let_through() -> None:
-    steps = []
+    seen = []
 
     def interrupted() -> None:
         with interrupts_put_off(), interrupts_put_off():
             with interrupts_let_through(most=1):
                 signal.raise_signal(signal.SIGINT)
-                steps.append("put off")
-            steps.append("still")
+                seen.append("put off")
+            seen.append("still")
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert steps == ["put off", "still"]
+    assert seen == ["put off", "still"]
 
 
 def test_a_handler_that_is_set_meanwhile_stays() -> None:
@@ -172,7 +173,7 @@ def test_no_handler_is_kept_that_was_put_off() -> None:
     assert kept() is None
 
 
-def test_ctrl_c_at_any_step_leaves_the_usual_handler(steps) -> None:
+def test_ctrl_c_at_any_step_leaves_the_usual_handler() -> None:
     done = []
 
     def work() -> None:
@@ -214,17 +215,17 @@ INTERRUPTING = [signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, s
 @pytest.mark.parametrize("number", INTERRUPTING, ids=lambda number: number.name)
 def test_a_signal_whose_handler_raises_comes_after_what_it_must_not_end(handle, number) -> None:
     """Time limits of tests raise from SIGALRM, supervisors' requests from SIGTERM, those of task queues from SIGUSR1."""
-    steps = []
+    seen = []
     handle(number, raising(TimeoutError(number)))
 
     def interrupted() -> None:
         with interrupts_put_off():
             signal.raise_signal(number)
-            steps.append("after the signal")
+            seen.append("after the signal")
 
     with pytest.raises(TimeoutError):
         interrupted()
-    assert steps == ["after the signal"]
+    assert seen == ["after the signal"]
     with pytest.raises(TimeoutError):
         signal.raise_signal(number)
 
@@ -274,7 +275,7 @@ def test_a_handler_may_put_signals_off_itself(handle) -> None:
     assert signal.getsignal(signal.SIGTERM) is nested
 
 
-def test_ctrl_c_at_any_step_leaves_the_handlers_of_all_signals(steps, handle) -> None:
+def test_ctrl_c_at_any_step_leaves_the_handlers_of_all_signals(handle) -> None:
     handled: list[int] = []
 
     def note(number: int, _frame: object) -> None:

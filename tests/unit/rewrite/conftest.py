@@ -8,8 +8,9 @@ import wasmtime
 
 from shmwasm.addresses import ORIGIN_64, WINDOW_END
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import Guest, Nest, new_store
+from shmwasm.engine.guests import Guest
 from shmwasm.engine.modules import describe
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.engine.traps import GuestTrapError
 from shmwasm.engine.windows import Grant
 from shmwasm.posix.segments import Segment

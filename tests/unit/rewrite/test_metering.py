@@ -7,7 +7,7 @@ import itertools
 import pytest
 import wasmtime
 
-from shmwasm.engine.guests import new_store
+from shmwasm.engine.nests import new_store
 from shmwasm.rewrite import meter, rewrite, seam
 from shmwasm.wasm.decoding import decode
 

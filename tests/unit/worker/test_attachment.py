@@ -8,8 +8,9 @@ import wasmtime
 from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress, address64
 from shmwasm.core import CORE_MODULE
 from shmwasm.engine.config import new_engine
-from shmwasm.engine.guests import Guest, Nest, new_store
+from shmwasm.engine.guests import Guest
 from shmwasm.engine.modules import describe
+from shmwasm.engine.nests import Nest, new_store
 from shmwasm.errors import AttachError, InvalidFreeError, UnsupportedError
 from shmwasm.posix.segments import Segment
 from shmwasm.protocol import messages

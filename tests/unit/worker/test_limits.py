@@ -11,8 +11,7 @@ import pytest
 
 from shmwasm.worker import limits
 from shmwasm.worker.limits import TimeLimit
-
-PATIENCE = 20.0
+from waiting import PATIENCE
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment
 from shmwasm.worker.waiting import Waiting
 from shmwasm.worker.watching import InterruptedWaitError
+from waiting import eventually
 
 WOKEN, NOT_EQUAL, TIMED_OUT = 0, 1, 2
 FOR_EVER = -1
@@ -109,9 +109,7 @@ def test_notify_wakes_a_waiter_whatever_its_limits(guest, wait, own, interruptib
         target=lambda: found.append(getattr(guest.functions, wait)(NativeAddress(guest.start + 16), 0, own))
     )
     thread.start()
-    limit = time.monotonic() + 20
-    while not guest.functions.notify(NativeAddress(guest.start + 16), 1):
-        assert time.monotonic() < limit
+    eventually(lambda: guest.functions.notify(NativeAddress(guest.start + 16), 1))
     thread.join()
     assert found == [WOKEN]
 
