@@ -87,9 +87,7 @@ class Dispatcher:
     @property
     def instances(self) -> list[Instance]:
         """The instances that are there now."""
-        refuse_on_top("asking a pool for its instances")
-        with self._notes.lock:
-            return [member.instance for member in self._members]
+        return self._members.instances
 
     @property
     def busy(self) -> list[Instance]:
@@ -109,14 +107,13 @@ class Dispatcher:
             ArgumentError: The block was freed, or no instance sees it.
         """
         refused: errors.ArgumentError | None = None
-        with self._notes.lock:
-            for member in self._members:
-                try:
-                    return member.instance.address_of(block)
-                except errors.ArgumentError as error:
-                    refused = error
-                except errors.ClosedError:
-                    continue  # it is about to be let go
+        for instance in self.instances:
+            try:
+                return instance.address_of(block)
+            except errors.ArgumentError as error:
+                refused = error
+            except errors.ClosedError:
+                continue  # it is about to be let go
         if refused is not None:
             raise refused
         if block.freed:

@@ -81,7 +81,7 @@ def interrupt(work: Callable[[], object], step: int) -> bool:
 
 
 def do_on_top(work: Callable[[], object], step: int, something: Callable[[], object]) -> None:
-    """Do some work, and something else on top of it just before that step, if it has as many: as a finalizer or a handler does."""
+    """Do some work, and something else on top of it just before that step, if it has as many: so does a finalizer."""
     taken = 0
 
     def enter(frame: FrameType, _event: str, _argument: object) -> Any:

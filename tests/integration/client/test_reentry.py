@@ -6,19 +6,18 @@ import contextlib
 import gc
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import steps
 from shmwasm import Instance, InstancePool, Runtime, errors
 from shmwasm.posix.conditions import Lock
 from shmwasm.posix.reentry import on_top_of_lock
+from waiting import PATIENCE, eventually
 
-PATIENCE = 30.0
 STEPS = 60
 """At how many steps, chosen at random, each kind of work is disturbed, by one kind of finalizer after the other."""
 
@@ -164,9 +163,9 @@ def prepare_kill(bench: Bench) -> tuple[Callable[[], object], Callable[[], objec
     doomed = bench.runtime.spawn(bench.module)
 
     def is_dead() -> bool:
-        dead = eventually(lambda: not doomed.alive)
+        eventually(lambda: not doomed.alive)
         doomed.close()
-        return dead
+        return True
 
     return doomed.kill, is_dead
 
@@ -205,16 +204,6 @@ FINALIZERS = [
 ]
 
 
-def eventually(condition: Callable[[], object]) -> bool:
-    """Wait until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
-
-
 def while_another_thread_holds_the_locks(act: Callable[[], object]) -> bool:
     """Do something while another thread holds each lock that can be had; return whether it did not wait for one."""
     held, done = threading.Event(), threading.Event()
@@ -239,7 +228,7 @@ def while_another_thread_holds_the_locks(act: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("work", WORKS)
 def test_a_finalizer_at_any_step_waits_for_no_lock_of_another_thread(
-    bench: Bench, steps: ModuleType, work: Callable[[Bench], None]
+    bench: Bench, work: Callable[[Bench], None]
 ) -> None:
     """Where it runs on top of a lock, another thread holds all others, and lets go of them only once it is done."""
 
@@ -306,7 +295,7 @@ class Used:
 @pytest.mark.parametrize("work", [call_by_name, call_with_limit, call_later])
 @pytest.mark.parametrize("how", ["close", "shut down", "kill"])
 def test_ending_an_instance_on_top_of_its_call_ends_or_is_refused_at_any_step(
-    bench: Bench, steps: ModuleType, how: str, work: Callable[[Instance], object]
+    bench: Bench, how: str, work: Callable[[Instance], object]
 ) -> None:
     """It never waits for what it interrupts; and what is refused changes nothing."""
     used = Used(bench, work)

@@ -331,7 +331,7 @@ def test_a_forked_child_knows_nothing_of_its_parents_locks() -> None:
 
 
 @pytest.mark.parametrize("work", ["lock", "wait"])
-def test_no_step_leaves_a_thread_a_holder_of_what_it_has_let_go_of(steps, work: str) -> None:
+def test_no_step_leaves_a_thread_a_holder_of_what_it_has_let_go_of(work: str) -> None:
     what = Condition()
 
     def hold() -> None:
