@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from shmwasm.client.columns import Rows, Source, unpack
 from shmwasm.client.lots import Pace
@@ -88,6 +88,22 @@ class Wishes:
     results: tuple[str, ...] = field(default=())
 
 
+class Look(NamedTuple):
+    """What whoever takes the results finds.
+
+    Attributes:
+        segment: The next results, if they are there. Whoever has used them says so by `consumed`.
+        finished: Whether there are no more.
+        done: How many calls have ended.
+        idle: Whether there is nothing to do until something changes.
+    """
+
+    segment: Segment | None
+    finished: bool
+    done: int
+    idle: bool
+
+
 class Mapping:
     """One map.
 
@@ -126,6 +142,7 @@ class Mapping:
         self.interrupted = False
         """Whether Ctrl-C, or the like, ended the wait for its results: then what runs is not wanted either."""
         self._lock = self._changed = Condition()
+        self._wake: Callable[[], None] | None = None
         self._end = source.total
         self._read = 0
         self._cut = 0
@@ -209,7 +226,7 @@ class Mapping:
         with self._lock:
             if self._ended_by is None:
                 self._ended_by = error
-            self._changed.notify_all()
+            self._tell_of_change()
 
     # ------------------------------------------------------------ the side of whoever takes the results
 
@@ -238,24 +255,58 @@ class Mapping:
             refuse_on_top("taking a map's results")
             self.feed()
             with self._lock:
-                segment = self._take()
-                finished = segment is None and self._is_finished()
-                done = self._done
-                if segment is None and not finished and done == told and not self._hungry():
+                look = self._look(told)
+                if look.idle:
                     self._wait()
-            if done != told and self.wishes.progress is not None:
-                self.wishes.progress(done, self._end)
-            told = done
-            if segment is not None:
-                yield segment
-                with self._lock:
-                    resumes = self._available() <= 0
-                    self._consumed += segment.count
-                    resumes = resumes and self._available() > 0
-                if resumes:
-                    self._more(self)
-            elif finished:
+            told = self.report(told, look.done)
+            if look.segment is not None:
+                yield look.segment
+                self.consumed(look.segment)
+            elif look.finished:
                 return
+
+    def look(self, told: int, wake: Callable[[], None]) -> Look:
+        """Look for results without waiting. If there is nothing to do, `wake` is called once, in any thread, when there may be.
+
+        Args:
+            told: How many calls are known to have ended.
+            wake: Must neither block nor raise.
+
+        Raises:
+            TimeoutError: There is nothing, and the map's time has passed.
+        """
+        with self._lock:
+            look = self._look(told)
+            self._wake = wake if look.idle else None
+            if look.idle:
+                self.remaining()
+            return look
+
+    def consumed(self, segment: Segment) -> None:
+        """Take note that results were used, so that others may follow."""
+        with self._lock:
+            resumes = self._available() <= 0
+            self._consumed += segment.count
+            resumes = resumes and self._available() > 0
+        if resumes:
+            self._more(self)
+
+    def report(self, told: int, done: int) -> int:
+        """Tell the user how many calls have ended, if that has changed; return it."""
+        if done != told and self.wishes.progress is not None:
+            self.wishes.progress(done, self._end)
+        return done
+
+    def remaining(self) -> float | None:
+        """Return for how many seconds the results may be waited for; None for ever.
+
+        Raises:
+            TimeoutError: Not any more.
+        """
+        remaining = None if self.wishes.deadline is None else self.wishes.deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
+            raise TimeoutError
+        return remaining
 
     def results(self) -> Iterator[Any]:
         """Give the results one by one; raise what a call raised when its turn comes."""
@@ -275,26 +326,33 @@ class Mapping:
 
     def _results(self) -> Iterator[Any]:
         for segment in self.segments():
-            if segment.error is None:
-                if segment.values is not None:
-                    yield from segment.values
-                else:
-                    yield from unpack(segment.cells, self.wishes.results, segment.count, segment.capacity)
-            elif self.wishes.return_exceptions:
-                yield segment.error
-            else:
-                raise segment.error
+            yield from self.values(segment)
 
-    def fill(self) -> int:
-        """Wait until all results are in the output; return how many.
+    def values(self, segment: Segment) -> list[Any]:
+        """Return results as the user has them; raises the error that stands in their place, if that is wished."""
+        if segment.error is not None:
+            if self.wishes.return_exceptions:
+                return [segment.error]
+            raise segment.error
+        if segment.values is not None:
+            return segment.values
+        return unpack(segment.cells, self.wishes.results, segment.count, segment.capacity)
+
+    def fill(self) -> Any:
+        """Wait until all results are in the output; return it, or the part of it that was filled.
 
         Raises:
             ShmwasmError: What the first call raised that did not return.
         """
         for _ in self.results():
             pass
+        return self.filled()
+
+    def filled(self) -> Any:
+        """Return the output, once all results are in it, or the part of it that was filled."""
+        assert self.wishes.output is not None
         with self._lock:
-            return self._end or 0
+            return self.wishes.output.part(self._end or 0)
 
     def leave(self, error: BaseException) -> None:
         """Close, because of an error; if it is Ctrl-C, or the like, what runs ends, too."""
@@ -367,7 +425,19 @@ class Mapping:
 
     def _settle(self, count: int) -> None:
         self._settled += count
+        self._tell_of_change()
+
+    def _tell_of_change(self) -> None:
         self._changed.notify_all()
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    def _look(self, told: int) -> Look:
+        segment = self._take()
+        finished = segment is None and self._is_finished()
+        idle = segment is None and not finished and self._done == told and not self._hungry()
+        return Look(segment, finished, self._done, idle)
 
     def _take(self) -> Segment | None:
         if self._closed:
@@ -387,7 +457,4 @@ class Mapping:
 
     def _wait(self) -> None:
         self._check_may_block()
-        remaining = None if self.wishes.deadline is None else self.wishes.deadline - time.monotonic()
-        if remaining is not None and remaining <= 0:
-            raise TimeoutError
-        self._changed.wait(remaining)
+        self._changed.wait(self.remaining())

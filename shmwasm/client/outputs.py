@@ -45,6 +45,10 @@ class Output:
         self.array = array
         self.room = len(array)
 
+    def part(self, count: int) -> npt.NDArray[Any]:
+        """Return the array, if it has so many elements, or the part with the first so many."""
+        return self.array if count == len(self.array) else self.array[:count]
+
     def store(self, start: int, count: int, cells: memoryview, capacity: int) -> None:
         """Write the results of `count` calls, from columns of cells."""
         import numpy as np  # noqa: PLC0415  whoever gives an array has it

@@ -19,6 +19,7 @@ from shmwasm.client.blocks import Block
 from shmwasm.client.exports import check_name, not_metered
 from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
+from shmwasm.core.dispatching import cells_of
 
 POOL: Final = 0
 """What stands for the number of an instance in the errors of calls that no instance was given."""
@@ -52,6 +53,7 @@ class PoolExport:
 
     Attributes:
         kind: The function's type.
+        cells: How many values pass in one direction at most, its fuel included.
 
     Raises:
         ArgumentError: That is no name.
@@ -63,6 +65,7 @@ class PoolExport:
         check_name(name, module, POOL)
         self.name = name
         self.kind = module.exports[name]
+        self.cells = cells_of({name: module.signatures[name]})
         self._metered = module.metered
         self._convert = converters(name, self.kind, address_of)
 

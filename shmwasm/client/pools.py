@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from shmwasm import errors
-from shmwasm.client import checks
 from shmwasm.client.arguments import Value
+from shmwasm.client.asynchronous_maps import AsyncResults
 from shmwasm.client.background import in_background
 from shmwasm.client.columns import Source
 from shmwasm.client.connection import Receiver
 from shmwasm.client.futures import ReceivedFuture
 from shmwasm.client.instances import Instance
-from shmwasm.client.mapping import Mapping, Wishes
+from shmwasm.client.map_options import MapOptions, wishes_of
+from shmwasm.client.mapping import Mapping
 from shmwasm.client.modules import Module
-from shmwasm.client.outputs import Output
 from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_exports import PoolExport, Request
-from shmwasm.client.pool_life import FRESH_LOT, PoolOptions
+from shmwasm.client.pool_life import PoolOptions
 from shmwasm.client.pool_lines import Job
 from shmwasm.client.pool_members import Spawn
 from shmwasm.client.pool_statistics import PoolStatistics
-from shmwasm.core import layout
-from shmwasm.core.requests import CELL
-from shmwasm.engine.modules import FunctionType
 from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 
@@ -232,38 +227,62 @@ class InstancePool(Executor):
             ClosedError: The pool was shut down.
             TimeoutError: A result was not there in time.
         """
-        refuse_on_top("a map")
-        export = self._export(fn)
-        source = Source(iterables)
-        export.check_columns(source.columns)
-        wishes = self._wishes(timeout, chunksize, buffersize, call_timeout, self._module.signatures[fn])
-        wishes.fuel = export.amount_of_fuel(fuel)
-        wishes.ordered = checks.flag(ordered, "ordered")
-        wishes.return_exceptions = checks.flag(return_exceptions, "return_exceptions")
-        if progress is not None and not callable(progress):
-            raise errors.ArgumentError(f"progress must be a function, not {errors.shown(progress)}")
-        wishes.progress = progress
+        options = MapOptions(
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            call_timeout=call_timeout,
+            fuel=fuel,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            progress=progress,
+            out=out,
+        )
         if out is not None:
             self._receiver.check_may_block()
-            wishes.output = self._output(out, fn, wishes, source.total)
-        mapping = Mapping(
-            fn,
-            source,
-            wishes,
-            instances=lambda: self._dispatcher.usable,
-            more=self._dispatcher.go_on,
-            check_may_block=self._receiver.check_is_another,
-        )
+        mapping = self._begin_map(fn, iterables, options)
         try:
-            self._dispatcher.go_on(mapping)
             mapping.feed()
-            if wishes.output is None:
-                return mapping.results()
-            count = mapping.fill()
-            return out if count == len(out) else out[:count]
+            return mapping.results() if out is None else mapping.fill()
         except BaseException as error:
             mapping.leave(error)
             raise
+
+    def map_async(
+        self,
+        fn: str,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,  # for all of them, from the first await on
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        call_timeout: float | None = None,
+        fuel: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+        out: Any = None,
+    ) -> AsyncResults:
+        """Call the export `fn` once for each tuple of arguments; return the results for coroutines.
+
+        `await` gives a list of all, or the array `out`; `async for` gives them one by one. Nothing happens before: then it takes
+        and raises what `map` does, and its calls go to the instances as those of `map` do. Arguments that somebody's code gives
+        are read in the event loop, for at most 2 ms at a time unless one takes longer.
+
+        If the task that awaits is cancelled, or the iterator is closed or dropped, what has not begun is dropped. Cancelling
+        interrupts what runs, too.
+        """
+        options = MapOptions(
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            call_timeout=call_timeout,
+            fuel=fuel,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            progress=progress,
+            out=out,
+        )
+        return AsyncResults(lambda: self._begin_map(fn, iterables, options), into_array=out is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  the executor's signature
         """Take no more calls, and end the instances when those under way are done. Twice is fine.
@@ -351,33 +370,22 @@ class InstancePool(Executor):
         future.job = weakref.ref(job)
         return job
 
-    def _wishes(
-        self,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        call_timeout: float | None,
-        kind: FunctionType,
-    ) -> Wishes:
-        largest = layout.RING_BATCH_SIZE // (CELL * max(len(kind.parameters), len(kind.results), 1))
-        if chunksize is not None:
-            largest = min(largest, checks.whole_number(chunksize, "chunksize", low=1))
-        limit = checks.time_limit(call_timeout) or self._options.timeout
-        if self._options.fresh:
-            # What a worker does between two fresh calls of a lot is no call's time.
-            largest = 1 if limit else min(largest, FRESH_LOT)
-        return Wishes(
-            timeout=limit,
-            deadline=None if timeout is None else time.monotonic() + checks.seconds(timeout, "a time limit"),
-            largest=largest,
-            buffer=None if buffersize is None else checks.whole_number(buffersize, "buffersize", low=1),
-            results=kind.results,
+    def _begin_map(self, fn: str, iterables: tuple[Iterable[Any], ...], options: MapOptions) -> Mapping:
+        refuse_on_top("a map")
+        export = self._export(fn)
+        source = Source(iterables)
+        export.check_columns(source.columns)
+        mapping = Mapping(
+            fn,
+            source,
+            wishes_of(options, export, self._options, source.total),
+            instances=lambda: self._dispatcher.usable,
+            more=self._dispatcher.go_on,
+            check_may_block=self._receiver.check_is_another,
         )
-
-    def _output(self, out: object, fn: str, wishes: Wishes, total: int | None) -> Output:
-        if wishes.return_exceptions:
-            raise errors.ArgumentError("out has no room for errors: it cannot be given together with return_exceptions")
-        output = Output(out, fn, wishes.results)
-        if total is not None and total != output.room:
-            raise errors.ArgumentError(f"out has room for {output.room} results, and there are {total} calls")
-        return output
+        try:
+            self._dispatcher.go_on(mapping)
+        except BaseException as error:
+            mapping.leave(error)
+            raise
+        return mapping

@@ -227,9 +227,7 @@ def while_another_thread_holds_the_locks(act: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("work", WORKS)
-def test_a_finalizer_at_any_step_waits_for_no_lock_of_another_thread(
-    bench: Bench, work: Callable[[Bench], None]
-) -> None:
+def test_a_finalizer_at_any_step_waits_for_no_lock_of_another_thread(bench: Bench, work: Callable[[Bench], None]) -> None:
     """Where it runs on top of a lock, another thread holds all others, and lets go of them only once it is done."""
 
     preparations = itertools.cycle(FINALIZERS)
