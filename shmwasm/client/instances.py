@@ -277,7 +277,8 @@ class Instance:
 
         Raises:
             UnsupportedError: It would wait for ever: in a future's callback, in a host function that the instance waits for, or
-                in a signal's handler or finalizer that runs on top of a call of it. Nothing changed. (`kill` works there.)
+                in a signal's handler or finalizer that runs on top of a call of it, or of what the library does with a lock.
+                Nothing changed. (`kill` works there.)
         """
         if self._closed:
             return
