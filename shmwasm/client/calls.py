@@ -39,7 +39,7 @@ from shmwasm.client.spinning import pollers
 from shmwasm.core import layout
 from shmwasm.core.allocator import Core
 from shmwasm.core.dispatching import Signature, cells_of, dispatched
-from shmwasm.core.requests import EndedCall, Request, results_format
+from shmwasm.core.requests import EndedCall, Request, results_format, waited_for
 from shmwasm.core.rings import ClientRing, no_room
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Condition
@@ -162,7 +162,7 @@ class RingCallPath:
         def finish(request: Request | None, answer: int) -> object:
             return self._settle(target, request, answer, None)
 
-        return self._ring.call_function(target.number, target.kind, convert, finish)
+        return self._ring.call_function(target.number, target.kind, convert, self._sleepers.wake_worker_and_sleep, finish)
 
     def call(self, target: Target, arguments: Sequence[Number], clock: Clock | None) -> object:
         """Call `target` and wait for its end; takes what `Call` takes."""
@@ -170,20 +170,13 @@ class RingCallPath:
             request = self._ring.request(target.number, target.kind)
         except errors.ClosedError:
             raise self._refusal() from None
-        try:
-            packed = request.pack(arguments)
-            assert packed, "numbers were converted wrongly"
-            answer = self._ring.submit(request)
-            return self._settle(target, request, answer, clock)
-        except BaseException:
-            try:
-                self._ring.withdraw(request)
-            except BaseException:
-                self._ring.withdraw(request)  # see `hot_function`
-                raise
-            raise
-        finally:
-            self._ring.give(request)
+        packed = request.pack(arguments)
+        assert packed, "numbers were converted wrongly"
+
+        def work() -> object:
+            return self._settle(target, request, self._ring.submit(request), clock)
+
+        return waited_for(work, request, self._ring.withdraw, self._ring.give)
 
     def start(self, call: Call, when_full: WhenFull = "queue") -> None:
         """Start an asynchronous call. Where the ring is full, it waits for room there, or here, or raises.

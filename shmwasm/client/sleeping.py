@@ -3,7 +3,11 @@
 Theory
 ------
 One thread at a time sleeps at the ring's bell, which the worker rings without entering Python; usually there is but one. Others
-sleep on the states of their calls' slots.
+sleep on the states of their calls' slots. The core says who sleeps where.
+
+A call of a worker that sleeps most often comes after a rest, when nothing of all this is in the processor's caches: each function
+and each step of it takes several times as long as in a loop. So the usual case has a way of its own, `wake_worker_and_sleep`,
+and what can be prepared was prepared before: by the core when it took the call, and by `bells.Bell`.
 
 Where thread and worker share a processor, the one who looks keeps the other from running. So a thread whose looks were in vain
 a few times finds out where the worker runs, and goes elsewhere.
@@ -68,11 +72,9 @@ class Sleepers:
     def __init__(self, ring: ClientRing, worker: int) -> None:
         self._ring = ring
         self._worker = worker
-        self._bell = ring.end_bell
-        self._worker_bell = ring.worker_bell
-        self._ring_bell = functools.partial(bells.ring, self._bell)
+        self._bell = bells.Bell(ring.end_bell)
+        self._ring_worker = bells.Bell(ring.worker_bell).ring
         self._places: dict[_Token, Callable[[], object] | None] = {}
-        self._at_bell: dict[_Token, None] = {}
         self._waking = Lock()
         self._unmap: Callable[[], object] | None = None
         self._is_mapped = True
@@ -86,12 +88,18 @@ class Sleepers:
         me = get_ident()
         return any(thread != me for thread, _ in list(self._places))
 
-    def wake_worker(self) -> None:
-        """Wake the worker, and settle whether it, and whoever waits, is to poll. The ring is not taken away meanwhile."""
-        bells.ring(self._worker_bell)
+    def wake_worker(self) -> float:
+        """Wake the worker, and settle whether it, and whoever waits, is to poll; return the time (`time.monotonic`).
+
+        The ring is not taken away meanwhile.
+        """
+        self._ring_worker()
         now = time.monotonic()
-        self._may_poll = pollers.woke(self._ring, closely=now - self._last < CLOSELY)
+        closely = now - self._last < CLOSELY
+        if closely or self._may_poll:
+            self._may_poll = pollers.woke(self._ring, closely=closely)
         self._last = now
+        return now
 
     def wait(self, request: Request, next_look: Callable[[], float | None]) -> int:
         """Wait until a call has ended, or no call ends any more; return what the core answers then.
@@ -108,6 +116,26 @@ class Sleepers:
         The kernel likes to run who was woken where the waker runs, which looking would keep it from.
         """
         return self._wait(request, next_look, self._rung)
+
+    def wake_worker_and_sleep(self, request: Request) -> int:
+        """Do the same for a call that the core has answered with RING_AT_BELL, in as few steps as there can be.
+
+        The worker is woken before it is settled who polls; but it may have to wait for the processor until this sleeps.
+        """
+        token = (get_ident(), object())
+        try:
+            self._places[token] = self._bell.ring
+            if self._is_mapped and not self._over:
+                self._bell.wait(self.wake_worker() + LONGEST_SLEEP)
+            answer = self._ring.look(request)
+            if answer == layout.RING_PENDING:
+                answer = self._sleep_through(request, _nothing_due, token)
+            self._last = time.monotonic()
+            return answer
+        finally:
+            self._places.pop(token, None)
+            if self._unmap is not None:
+                self._unmap_if_left()
 
     def end(self) -> None:
         """Let nobody wait any more: what has not ended now does not end."""
@@ -142,14 +170,11 @@ class Sleepers:
         # What must be done in the end is one step each, which Ctrl-C comes before or after: else it would be left undone.
         try:
             self._places[token] = None
-            try:
-                answer = look(request)
-                if answer == layout.RING_PENDING:
-                    answer = self._sleep_through(request, next_look, token)
-                    self._last = time.monotonic()
-                return answer
-            finally:
-                self._at_bell.pop(token, None)
+            answer = look(request)
+            if answer == layout.RING_PENDING:
+                answer = self._sleep_through(request, next_look, token)
+                self._last = time.monotonic()
+            return answer
         finally:
             self._places.pop(token, None)
             if self._unmap is not None:
@@ -175,36 +200,28 @@ class Sleepers:
         return layout.RING_PENDING
 
     def _sleep_through(self, request: Request, next_look: Callable[[], float | None], token: _Token) -> int:
-        self._at_bell[token] = None
-        sleep = self._sleep_at_bell
-        if list(self._at_bell)[0] is not token:  # noqa: RUF015  in one step, as other threads change it
-            del self._at_bell[token]
-            sleep = self._sleep_at_slot
         while not self._over:
-            look = next_look()
-            seconds = LONGEST_SLEEP if look is None else max(0.0, min(look - time.monotonic(), LONGEST_SLEEP))
-            if not sleep(request, seconds, token):
+            look, now = next_look(), time.monotonic()
+            until = now + LONGEST_SLEEP if look is None else max(now, min(look, now + LONGEST_SLEEP))
+            place = self._ring.doze(request)
+            if place is None:
                 break
-            answer = self._ring.wait(request)
+            if place[0] == self._ring.end_bell:
+                self._sleep(token, self._bell.ring, functools.partial(self._bell.wait, until))
+            else:
+                wait = functools.partial(futexes.wait32, *place, int(until * _NS))
+                self._sleep(token, functools.partial(futexes.wake, place[0]), wait)
+            answer = self._ring.look(request)
             if answer != layout.RING_PENDING:
                 return answer
-        return self._ring.wait(request)
+        return self._ring.look(request)
 
-    def _sleep_at_bell(self, request: Request, seconds: float, token: _Token) -> bool:
-        """Sleep so long, or less, unless the call has ended; return whether there was need to."""
-        if not self._ring.doze_at_bell(request):
-            return False
-        self._places[token] = self._ring_bell
+    def _sleep(self, token: _Token, wake: Callable[[], object], sleep: Callable[[], object]) -> None:
+        """Sleep, unless nobody waits any more; `wake` is what ends it."""
+        self._places[token] = wake
         if not self._over:
-            bells.wait(self._bell, seconds)
-        return True
+            sleep()
 
-    def _sleep_at_slot(self, request: Request, seconds: float, token: _Token) -> bool:
-        """Do likewise where another thread sleeps at the bell."""
-        place = self._ring.doze(request)
-        if place is None:
-            return False
-        self._places[token] = functools.partial(futexes.wake, place[0])
-        if not self._over:
-            futexes.wait32(*place, time.monotonic_ns() + int(seconds * _NS))
-        return True
+
+def _nothing_due() -> None:
+    """Answer that there is no time to look at a call again."""

@@ -111,6 +111,7 @@ RING_FAILED: Final = 3  # done, and the status tells how it ended
 RING_LOST: Final = 4  # the slot holds another call: this one was collected; or there is no ring any more
 RING_CLOSING: Final = 5  # the client takes no more calls: nothing was submitted
 RING_DOORBELL: Final = 16
+RING_AT_BELL: Final = 32
 RING_PARK: Final = 0
 RING_ATTENTION: Final = 1
 RING_MISSES: Final = 4

@@ -165,6 +165,20 @@ class Request:
         return EndedCall(words[_SEQUENCE], words[_STATUS], words[_PROGRESS], self.cells(), when)
 
 
+def look_function(core_function: CoreFunction) -> Callable[[Request], int]:
+    """Return the function that enters the core with a request, and returns the answer."""
+    context, function, arity, trap = core_function.context, core_function.function, core_function.arity, core_function.trap
+    pack, unpack = struct.Struct("<I").pack_into, struct.Struct("<I").unpack_from
+
+    def look(request: Request) -> int:
+        pack(request.memory, 0, request.place)
+        invoke(context, function, request.arguments, arity, trap)
+        answer: int = unpack(request.memory)[0]
+        return answer
+
+    return look
+
+
 class Steps(NamedTuple):
     """What a hot function is made of, beside the core."""
 
@@ -172,6 +186,8 @@ class Steps(NamedTuple):
     """Gives another request, or None if there is no ring any more."""
     convert: Callable[[tuple[object, ...]], Sequence[int | float]]
     """Makes numbers of the arguments, or raises."""
+    sleep: Callable[[Request], int]
+    """Wakes the worker, sleeps until the call has ended, and returns the core's answer then, where it says that one is to."""
     finish: Callable[[Request | None, int], object]
     """Returns what the call is to return where the core answered something else than RING_DONE."""
     withdraw: Callable[[Request], None]
@@ -212,6 +228,17 @@ class _Missing:
 
 _MISSING: Final = _Missing()
 
+_MOST_INTERRUPTS: Final = 5
+"""How many signals may come together whose handlers raise: one where a call is left, the next where it is to be withdrawn."""
+
+_WITHDRAW: Final = """
+try:
+    withdraw(request)
+except BaseException:
+    {again}
+    raise
+"""
+
 _TEMPLATE: Final = """
 def make({given}):
     def call({parameters}*more):
@@ -230,21 +257,73 @@ def make({given}):
                 pack_otherwise(request, ({arguments}*more,))
             enter(context, function, request.arguments, arity, trap)
             answer, {results} = unpack(request.memory)
-            result = finish(request, answer) if answer else {result}
+            if answer:
+                if answer == {asleep}:
+                    answer = sleep(request)
+                    _, {results} = unpack(request.memory)
+                result = finish(request, answer) if answer else {result}
+            else:
+                result = {result}
         except BaseException:
-            # Also a signal's handler may raise, after the call was submitted; and again before this is begun.
+            # Also a signal's handler may raise, after the call was submitted.
             try:
-                withdraw(request)
-            except BaseException:
-                withdraw(request)
-                raise
-            give(request)
+                {withdraw}
+            finally:
+                give(request)
             raise
         give(request)
         return result
     return call
 """
-_GIVEN: Final = "take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, new, convert, finish, withdraw"
+_WAITED_FOR: Final = """
+def waited_for(work, request, withdraw, give):
+    try:
+        result = work()
+    except BaseException:
+        try:
+            {withdraw}
+        finally:
+            give(request)
+        raise
+    give(request)
+    return result
+"""
+
+_GIVEN: Final = f"take, give, enter, context, function, arity, trap, pack, unpack, pack_otherwise, {', '.join(Steps._fields)}"
+
+
+def _withdrawing(interrupts: int) -> str:
+    """Return the text that withdraws a call for certain, whoever interrupts that so often."""
+    return _WITHDRAW.strip().format(again=_within(_withdrawing(interrupts - 1), 4) if interrupts else "pass")
+
+
+def _within(text: str, depth: int) -> str:
+    """Return some lines as they follow others that begin so many characters deep."""
+    return text.replace("\n", "\n" + " " * depth)
+
+
+def _made(text: str, name: str) -> Any:
+    """Return what a text of ours defines by that name."""
+    names: dict[str, Any] = {"missing": _MISSING}
+    exec(text, names)  # noqa: S102  made of nothing but numbers
+    return names[name]
+
+
+_waited_for: Final = _made(_WAITED_FOR.format(withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 12)), "waited_for")
+
+
+def waited_for(
+    work: Callable[[], object], request: Request, withdraw: Callable[[Request], None], give: Callable[[Request], None]
+) -> object:
+    """Return what `work` returns, which submits a call and waits for it; whatever ends that, withdraw the call.
+
+    Args:
+        work: What to do.
+        request: The call's, which is given back in the end.
+        withdraw: As in `Steps`.
+        give: Takes the request back.
+    """
+    return _waited_for(work, request, withdraw, give)
 
 
 @functools.cache
@@ -254,11 +333,11 @@ def _maker(parameters: int, results: int) -> Any:
     text = _TEMPLATE.format(
         given=_GIVEN,
         lost=layout.RING_LOST,
+        asleep=layout.RING_PENDING | layout.RING_DOORBELL | layout.RING_AT_BELL,
         parameters="".join(f"a{index}=missing, " for index in range(parameters)),
         arguments="".join(f"a{index}, " for index in range(parameters)),
         results=", ".join(values),
         result=values[0] if results == 1 else f"[{', '.join(values)}]" if values else None,
+        withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 16),
     )
-    names: dict[str, Any] = {"missing": _MISSING}
-    exec(text, names)  # noqa: S102  made of nothing but two numbers
-    return names["make"]
+    return _made(text, "make")

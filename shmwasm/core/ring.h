@@ -20,6 +20,7 @@
  *   68      4     patience    how often the client looks for the end of a call before it does without looking
  *   72      4     misses      how many calls in a row that was not often enough for
  *   76      4     closing     the client takes no more calls but asynchronous ones; written and read by the client
+ *   80      4     bell_call   the call whose caller may sleep at `end_bell`, until it was collected; likewise
  *   128     4     taken       how many calls the worker has taken; written by the worker
  *   192     4     parked      the worker sleeps, or is about to: whoever submits rings the doorbell (atomic)
  *   256     4     notify      the client's receiver sleeps, or is about to, and wants to be woken at the end of an asynchronous
@@ -92,7 +93,8 @@
 #define CALL_OVERDUE 2   /* interrupted */
 #define CALL_WITHDRAWN 3 /* cancelled before it began */
 
-/* What submitting and waiting answer; RING_DOORBELL may be added: the worker is parked and must be woken. */
+/* What submitting and waiting answer. RING_DOORBELL may be added: the worker is parked and must be woken; and RING_AT_BELL to that:
+ * the caller has dozed (see `ring_doze`), and may sleep at `end_bell` without looking again. */
 #define RING_DONE 0
 #define RING_PENDING 1
 #define RING_FULL 2
@@ -100,6 +102,7 @@
 #define RING_LOST 4      /* the slot holds another call: this one was collected; or there is no ring any more */
 #define RING_CLOSING 5   /* the client takes no more calls: nothing was submitted */
 #define RING_DOORBELL 16
+#define RING_AT_BELL 32
 
 /* Why the worker's code returns to its host, where other answers are the address of a slot to run. */
 #define RING_PARK 0

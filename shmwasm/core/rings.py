@@ -26,7 +26,7 @@ import wasmtime
 from shmwasm.addresses import NativeAddress
 from shmwasm.core import layout
 from shmwasm.core.calls import one_at_a_time
-from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function
+from shmwasm.core.requests import EndedCall, NoKind, Request, Steps, hot_function, look_function
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError, UnsupportedError
 from shmwasm.posix import bells
 from shmwasm.posix.mappings import map_anywhere
@@ -52,7 +52,8 @@ class ClientRing:
     """The client's end of a new ring, through which it calls the functions of one worker.
 
     Where a method returns an answer, it is one of `layout.RING_DONE` and its neighbours; `RING_DOORBELL` may be added to
-    `RING_PENDING`: the worker sleeps, and the caller must ring its bell.
+    `RING_PENDING`: the worker sleeps, and the caller must ring its bell. One thread of the client at a time sleeps at the other
+    bell: whose call has dozed there, until that call was waited for.
 
     Args:
         core: The client's core.
@@ -61,7 +62,8 @@ class ClientRing:
     Attributes:
         descriptor: The segment, to be sent to the worker. The ring's, until `close`.
         worker_bell: What wakes a worker that sleeps; valid while the ring is open.
-        end_bell: Where to sleep after `doze_at_bell`; likewise.
+        end_bell: Where to sleep after `doze`; likewise.
+        look: Looks once whether a call has ended, as `wait` does.
         left_running: Called with the number of a call that was withdrawn while it ran.
 
     Raises:
@@ -93,7 +95,7 @@ class ClientRing:
         for bell in (self.worker_bell, self.end_bell):
             bells.make(bell)
         self._header = core.view(self.address, layout.RING_FIRST_SLOT).cast("I")
-        self._submit = core.function("ring_submit")
+        self.look = one_at_a_time(look_function(core.function("ring_look")), core.lock)
         self._collector = self._new_request(0, _NO_KIND, [], cells)
 
     def call_function(
@@ -101,6 +103,7 @@ class ClientRing:
         number: int,
         kind: Signature,
         convert: Callable[[tuple[object, ...]], Sequence[int | float]],
+        sleep: Callable[[Request], int],
         finish: Callable[[Request | None, int], object],
     ) -> Callable[..., object]:
         """Return the function that calls one of the worker's, as quickly as it can be done.
@@ -113,9 +116,11 @@ class ClientRing:
             kind: Its type.
             convert: Makes of the arguments numbers in the ranges of their types, integers all unsigned or all signed; raises
                 unless they are as many as the parameters, and all numbers that fit. Called where packing them as they are failed.
+            sleep: Rings for the worker, which sleeps, and sleeps at the other bell until a call ends, whose caller has dozed;
+                returns what `look` answers then.
             finish: Returns what the call is to return, or raises; called with the request and the answer, other than RING_DONE,
-                that `submit` and one or the other look at the ring gave. The request is None if there is no ring any more. It
-                must not `give` the request.
+                that `submit`, one or the other look at the ring, or `sleep` gave. The request is None if there is no ring any
+                more. It must not `give` the request.
         """
         pool: list[Request] = []
         self._hot_pools.append(pool)
@@ -125,7 +130,7 @@ class ClientRing:
                 return None
             return self._new_request(number, kind, pool)
 
-        steps = Steps(new, convert, finish, self.withdraw)
+        steps = Steps(new, convert, sleep, finish, self.withdraw)
         return one_at_a_time(hot_function(self._core.function("ring_call"), kind, pool, steps), self._core.lock)
 
     def request(self, number: int, kind: Signature) -> Request:
@@ -176,14 +181,18 @@ class ClientRing:
         """Look whether a call has ended, `looks` times more than once: RING_DONE, RING_FAILED, RING_PENDING, or RING_LOST."""
         return self._core.call("ring_wait", request.place, looks)
 
-    def doze(self, request: Request) -> tuple[NativeAddress, int] | None:
-        """Prepare to sleep until a call ends: return a futex, and what it holds until then; None if there is no need to."""
-        word = self._core.call("ring_doze", request.place, layout.RING_FUTEX)
-        return (self._core.native_address(word), request.status) if word else None
+    def doze(self, request: Request, how: int = layout.RING_BELL) -> tuple[NativeAddress, int] | None:
+        """Prepare to sleep until a call ends.
 
-    def doze_at_bell(self, request: Request) -> bool:
-        """Prepare to sleep at `end_bell` until a call ends; return whether there is need to. For one thread at a time."""
-        return bool(self._core.call("ring_doze", request.place, layout.RING_BELL))
+        Args:
+            request: The call.
+            how: `layout.RING_BELL`: at `end_bell`, unless another thread does; or `layout.RING_FUTEX`.
+
+        Returns:
+            Where to sleep, `end_bell` or a futex, and what the latter holds until the call ends; None if there is no need to.
+        """
+        place = self._core.call("ring_doze", request.place, how)
+        return (self._core.native_address(place), request.status) if place else None
 
     def ask(self) -> None:
         """Ask for a wake-up at the next end of an asynchronous call; then `collect` once more before you sleep."""

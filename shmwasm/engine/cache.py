@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shmwasm.errors import UnsupportedError
+from shmwasm.posix.signals import interrupts_let_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +209,8 @@ def _wait_for(lock: int, place: int) -> None:
         try:
             fcntl.fcntl(lock, fcntl.F_OFD_SETLK, wanted)
         except BlockingIOError:
-            time.sleep(_LOOK_AGAIN)
+            with interrupts_let_through():
+                time.sleep(_LOOK_AGAIN)
         except OSError:
             return
         else:

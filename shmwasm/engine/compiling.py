@@ -43,6 +43,7 @@ from shmwasm.engine.modules import (
 )
 from shmwasm.engine.traps import OWN_MODULE
 from shmwasm.errors import ClosedError, ModuleError
+from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.rewrite import Report, seam
 from shmwasm.rewrite.offsets import OffsetMap
 from shmwasm.rewrite.sizes import DECLARED_PAGES
@@ -143,7 +144,8 @@ class CompiledModule:
 
     def close(self) -> None:
         """Close the descriptor. May be called twice."""
-        self._closing()
+        with interrupts_put_off():
+            self._closing()
 
     def __enter__(self) -> Self:
         return self
@@ -213,15 +215,16 @@ class _Kind(NamedTuple):
 def _found_or_made(  # noqa: PLR0917  all of them say what to find
     name: str, key: str, content: Callable[[], bytes], cache: Cache | None, engine: wasmtime.Engine | None, kind: _Kind
 ) -> CompiledModule:
-    """Return what is kept under `key`, or compile it and keep it."""
+    """Return what is kept under `key`, or compile it and keep it. No interrupt leaves a descriptor that nobody holds."""
     cache = Cache(None) if cache is None else cache
-    found = _find(name, key, cache)
-    if found is not None:
-        return found
-    engine = new_engine(parallel_compilation=True) if engine is None else engine
-    with cache.making(key):
-        found = _find(name, key, cache)  # another process may just have made it
-        return _make(name, key, content(), cache, engine, kind) if found is None else found
+    with interrupts_put_off():
+        found = _find(name, key, cache)
+        if found is not None:
+            return found
+        engine = new_engine(parallel_compilation=True) if engine is None else engine
+        with cache.making(key):
+            found = _find(name, key, cache)  # another process may just have made it
+            return _make(name, key, content(), cache, engine, kind) if found is None else found
 
 
 def _key(content: bytes, kind: _Kind) -> str:
@@ -257,18 +260,20 @@ def _find(name: str, key: str, cache: Cache) -> CompiledModule | None:
 
 def _make(name: str, key: str, content: bytes, cache: Cache, engine: wasmtime.Engine, kind: _Kind) -> CompiledModule:  # noqa: PLR0917
     """Rewrite and compile a module, and keep it under `key`."""
-    validate(engine, name, content)
-    content, report = (content + _OWN_NAME, _OWN_REPORT) if kind.own else rewritten(name, content)
-    if kind.metered:
-        content, metering = rewrite.meter(content, report.functions)
-        report = msgspec.structs.replace(report, changed=True, metered=True, metering=metering)
-    try:
-        module = wasmtime.Module(engine, content)
-    except wasmtime.WasmtimeError as failure:
-        raise ModuleError(name, reason_of(failure)) from None
-    described = describe(module)
-    facts = Facts(_original(described, report), seam.PAGES in described.exports, report)
-    artifact = cache.keep(key, pack(key, module.serialize(), packed(facts)))
+    with interrupts_let_through():
+        validate(engine, name, content)
+        content, report = (content + _OWN_NAME, _OWN_REPORT) if kind.own else rewritten(name, content)
+        if kind.metered:
+            content, metering = rewrite.meter(content, report.functions)
+            report = msgspec.structs.replace(report, changed=True, metered=True, metering=metering)
+        try:
+            module = wasmtime.Module(engine, content)
+        except wasmtime.WasmtimeError as failure:
+            raise ModuleError(name, reason_of(failure)) from None
+        described = describe(module)
+        facts = Facts(_original(described, report), seam.PAGES in described.exports, report)
+        code = pack(key, module.serialize(), packed(facts))
+    artifact = cache.keep(key, code)
     module.close()
     return CompiledModule(name, key, facts, artifact)
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import time
+from collections.abc import Callable
 from typing import Final
 
 from shmwasm.addresses import NativeAddress
 from shmwasm.errors import UnsupportedError
-from shmwasm.posix.timespecs import NS, Timespec, timespec
+from shmwasm.posix.timespecs import NS, Timespec
 
 SIZE: Final = 64
 """Bytes that a bell may take."""
@@ -27,18 +29,22 @@ SIZE: Final = 64
 _SHARED: Final = 1
 
 
-# Handles of our own, with the arguments that each call needs. Those that never sleep keep the interpreter's lock.
+# Handles of our own. Those functions that never sleep keep the interpreter's lock.
 _quick = ctypes.PyDLL(None, use_errno=True)
 _make = _quick["sem_init"]
 _make.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
 _ring = _quick["sem_post"]
 _ring.argtypes = [ctypes.c_void_p]
-_slow = ctypes.CDLL(None, use_errno=True)
-_timed_wait = _slow["sem_timedwait"]
-_timed_wait.argtypes = [ctypes.c_void_p, ctypes.POINTER(Timespec)]
-_clock_wait = _slow["sem_clockwait"] if hasattr(_slow, "sem_clockwait") else None
-if _clock_wait is not None:
-    _clock_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(Timespec)]
+_slow = ctypes.CDLL(None)
+
+# Likewise, but for callers who have prepared what it takes.
+_ring_prepared = ctypes.PyDLL(None)["sem_post"]
+
+_CLOCK: Final = time.CLOCK_MONOTONIC if hasattr(_slow, "sem_clockwait") else time.CLOCK_REALTIME
+"""The clock that a wait ends by. An older C library has only the system's: if that is set back, the wait takes so much longer."""
+
+_pack: Final = struct.Struct("qq").pack_into
+"""Puts a time into a `Timespec`."""
 
 
 @functools.cache  # asked for before a fork, it costs the child nothing
@@ -79,21 +85,42 @@ def ring(address: NativeAddress) -> None:
 
 
 def wait(address: NativeAddress, seconds: float) -> bool:
-    """Wait until the bell is rung, at most so long; return whether it was.
+    """Wait until a bell is rung, at most so long; return whether it was (see `Bell.wait`)."""
+    return Bell(address).wait(time.monotonic() + seconds)
 
-    A signal ends it early. Its Python handler runs then, and may raise.
+
+class Bell:
+    """A bell as one process reaches it, again and again. What the C functions take is prepared here, once.
+
+    One thread at a time may wait.
+
+    Args:
+        address: Where it was made.
+        clock: CLOCK_MONOTONIC, where the C library can wait by that, or CLOCK_REALTIME.
+
+    Attributes:
+        ring: Wakes one who waits, or lets the next one not sleep.
     """
-    if _clock_wait is None:
-        return wait_by_wall_clock(address, seconds)
-    rung: bool = _clock_wait(address, time.CLOCK_MONOTONIC, _after(seconds, time.CLOCK_MONOTONIC)) == 0
-    return rung
 
+    __slots__ = ("_by_wall_clock", "_until", "_wait", "ring")
 
-def wait_by_wall_clock(address: NativeAddress, seconds: float) -> bool:
-    """Wait as `wait`, with what every C library has. If the system's clock is set back meanwhile, it takes so much longer."""
-    rung: bool = _timed_wait(address, _after(seconds, time.CLOCK_REALTIME)) == 0
-    return rung
+    def __init__(self, address: NativeAddress, clock: int = _CLOCK) -> None:
+        # What `byref` makes is passed as it is, where any other type is converted each time.
+        place = ctypes.byref(ctypes.c_char.from_address(address))
+        until = Timespec()
+        self._until = memoryview(until).cast("B")
+        self._by_wall_clock = clock == time.CLOCK_REALTIME
+        function, *which = ("sem_timedwait",) if self._by_wall_clock else ("sem_clockwait", clock)
+        self._wait = functools.partial(_slow[function], place, *which, ctypes.byref(until))
+        self.ring: Callable[[], object] = functools.partial(_ring_prepared, place)
 
+    def wait(self, until: float) -> bool:
+        """Wait until it is rung, or until then (`time.monotonic`); return whether it was.
 
-def _after(seconds: float, clock: int) -> Timespec:
-    return timespec(time.clock_gettime_ns(clock) + int(seconds * NS))
+        A signal ends it early. Its Python handler runs then, and may raise.
+        """
+        if self._by_wall_clock:
+            until += time.time() - time.monotonic()
+        seconds = int(until)
+        _pack(self._until, 0, seconds, int((until - seconds) * NS))
+        return bool(self._wait() == 0)

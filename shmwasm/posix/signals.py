@@ -32,6 +32,10 @@ _INTERRUPTING: Final = tuple(
 """Whose handlers may raise to end what runs: a terminal's, a user's, a supervisor's, and those of time limits."""
 
 
+_NOT_LET_THROUGH: Final = sys.maxsize
+"""What `let_through` returns where nothing is to be put off again."""
+
+
 class _Interrupts:
     """What the main thread does about the signals that interrupt.
 
@@ -39,10 +43,11 @@ class _Interrupts:
         depth: How often they were put off without being let through again. Only if they were are they noted.
     """
 
-    __slots__ = ("_arrived", "_main", "_note", "_usual", "depth")
+    __slots__ = ("_arrived", "_behind", "_main", "_note", "_usual", "depth")
 
     def __init__(self) -> None:
         self.depth = 0
+        self._behind: list[int] = []  # how often they were put off, for each part inside of that where they are let through
         self._arrived: dict[int, FrameType | None] = {}
         self._usual: dict[int, Callable[[int, FrameType | None], object]] = {}  # of each that was replaced, at least
         self._note = self._take_note  # the same object each time
@@ -53,6 +58,7 @@ class _Interrupts:
         if identity != self._main:
             self._main = identity
             self.depth = 0
+            self._behind.clear()
             self._arrived.clear()
             self._restore()
 
@@ -64,14 +70,10 @@ class _Interrupts:
         if self.depth > 1:
             return
         try:
-            for number in _INTERRUPTING:
-                usual = getsignal(number)
-                # Where it is not Python that handles a signal, nothing can be raised.
-                if callable(usual) and usual is not self._note:
-                    self._usual[number] = usual
-                    set_handler(number, self._note)
+            self._replace()
         except BaseException:
             self.depth -= 1
+            self._settle()
             raise
 
     def handle(self) -> None:
@@ -82,65 +84,99 @@ class _Interrupts:
         if self.depth:
             return
         try:
-            self._restore()
-        finally:
+            if not self._behind:
+                self._restore()
             if self._arrived:
                 self._handle_arrived()
+        except BaseException:
+            self._settle()
+            raise
 
     def let_through(self, most: int) -> int:
-        """Handle them if they are put off for at most `most` reasons; return for how many.
+        """Handle them if they are put off for at most `most` reasons; return what `put_off_again` takes.
 
-        If that raises, they are put off as before.
+        If a handler raises, here or later, they are put off as before from that moment on.
         """
         if get_ident() != self._main or not 0 < self.depth <= most:
-            return 0
-        depth, self.depth = self.depth, 1
+            return _NOT_LET_THROUGH
+        place = len(self._behind)
+        self._behind.append(self.depth)
+        self.depth = 0
+        self._handle_arrived()
+        return place
+
+    def put_off_again(self, place: int) -> None:
+        """Put them off as before `let_through`, which returned `place`."""
+        if len(self._behind) > place:
+            self.depth = self._behind[place]
+            del self._behind[place:]
+
+    # Where they are not put off, a handler may run, come here again, and raise: where a function begins, after each call of one
+    # that is written in C, and where a loop goes back. Nothing comes between other steps. Of signals that came together each is
+    # handled at the next such place.
+
+    def _replace(self) -> None:
+        """Have signals noted. Where it is not Python that handles one, nothing can be raised."""
+        for number in _INTERRUPTING:
+            usual = getsignal(number)
+            if callable(usual) and usual is not self._note:
+                self._usual[number] = usual
+                set_handler(number, self._note)
+
+    def _settle(self) -> None:
+        """Set the usual handlers if all parts were left where signals are put off, and run those of what has arrived."""
         try:
-            self.handle()
+            if not self.depth and not self._behind:
+                self._restore()
+            self._handle_arrived()
         except BaseException:
-            self.put_off_again(depth)
+            self._settle()
             raise
-        return depth
-
-    def put_off_again(self, depth: int) -> None:
-        """Put them off for so many reasons, as before `let_through`."""
-        if depth:
-            try:
-                self.put_off()
-            except BaseException:
-                self.put_off_again(depth)
-                raise
-            self.depth = depth
-
-    # A handler that was just set may run, and come here again, between any two steps of what follows.
 
     def _restore(self) -> None:
-        """Set the usual handlers. If one of them raises before the last is set, the others are set when their signals arrive."""
         for number, usual in list(self._usual.items()):
             if getsignal(number) is self._note:
                 set_handler(number, usual)
             self._usual.pop(number, None)  # not to keep what it refers to
 
-    def _handle_arrived(self) -> None:
-        """Run the handlers of what has arrived, all of them even if one raises."""
-        while self._arrived:
-            try:
-                number, frame = self._arrived.popitem()
-                handler = getsignal(number)
-                if callable(handler):
-                    handler(number, frame)
-            except BaseException:
-                self._handle_arrived()
-                raise
-
     def _take_note(self, number: int, frame: FrameType | None) -> None:
-        if self.depth:
-            self._arrived[number] = frame
-        else:
-            # Another handler raised where this one had just been set, or was just to be replaced.
-            usual = self._usual[number]
-            set_handler(number, usual)
-            usual(number, frame)
+        self._arrived[number] = frame
+        self._handle_arrived()
+
+    def _handle_arrived(self) -> None:
+        """Run the handlers of what has arrived, all of them even if one raises, unless that puts the others off again."""
+        try:
+            while self._arrived and not self.depth:
+                self._run_handler(next(iter(self._arrived), 0))
+        except BaseException:
+            self._handle_arrived()
+            raise
+
+    def _run_handler(self, number: int) -> None:
+        """Run the handler of one that has arrived; if it raises where signals are let through, that part has ended."""
+        place = len(self._behind) - 1
+        usual = getsignal(number)
+        if usual is self._note:
+            # Who noted down ours, and set it later, has lost his.
+            usual = self._usual.get(number, signal.default_int_handler)
+            set_handler(number, usual)  # who asks for it is told of none of ours
+        is_handled = callable(usual)
+        try:
+            frame = self._arrived[number]
+            del self._arrived[number]
+        except KeyError:
+            return  # it was handled on top of this
+        try:
+            if is_handled:
+                usual(number, frame)
+        except BaseException:
+            if place >= 0 and self._behind[place:]:
+                self.depth = self._behind[place]
+                del self._behind[place:]
+            raise
+        finally:
+            if place >= 0:
+                self._replace()
 
 
 _interrupts: Final = _Interrupts()
@@ -166,17 +202,17 @@ class _PutOff:
 
 
 class _LetThrough:
-    __slots__ = ("_depth", "_most")
+    __slots__ = ("_most", "_place")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._depth = 0
+        self._place = _NOT_LET_THROUGH
 
     def __enter__(self) -> None:
-        self._depth = _interrupts.let_through(self._most)
+        self._place = _interrupts.let_through(self._most)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        _interrupts.put_off_again(self._depth)
+        _interrupts.put_off_again(self._place)
 
 
 _PUT_OFF: Final = _PutOff()

@@ -101,13 +101,13 @@ def test_a_client_that_sleeps_until_its_call_ends_is_woken(worker):
 
     for _ in range(50):
         request = worker.start_call("ask", 1)
-        found = worker.ring.doze(request)
+        found = worker.ring.doze(request, layout.RING_FUTEX)
         assert found is not None
         worker.answer()
         worker.ask(messages.HostReturn(results=[2]))
         while found is not None:
             assert futexes.wait32(*found, time.monotonic_ns() + int(PATIENCE * 1e9)) is not futexes.Wait.TIMED_OUT
-            found = worker.ring.doze(request)
+            found = worker.ring.doze(request, layout.RING_FUTEX)
         assert worker.end_call(request) == [2]
         worker.ring.give(request)
 
@@ -119,9 +119,11 @@ def test_a_client_that_sleeps_at_the_bell_is_woken_however_its_call_ends(worker)
         worker.answer()
         if ending == "is withdrawn":
             assert worker.ring.end_early(request.sequence) == layout.CALL_CANCELLED
-        assert worker.ring.doze_at_bell(request)
+        found = worker.ring.doze(request)
+        assert found is not None
+        assert found[0] == worker.ring.end_bell
         worker.ask(messages.HostReturn(results=[2]))
-        while worker.ring.doze_at_bell(request):
+        while worker.ring.doze(request):
             assert bells.wait(worker.ring.end_bell, PATIENCE)
         assert worker.wait(request) == (layout.RING_DONE if ending == "returns" else layout.RING_FAILED)
         assert worker.end_call(first) == [2]

@@ -169,18 +169,23 @@ void ring_absorb(void) {
 
 static u32 index_of(u32 sequence) { return sequence - first_sequence; }
 
-static u32 submit(u32 which, u32 flags, u32 looks) {
+/* Submits the next call, or calls, whichever number that gets. */
+static u32 submit_next(u32 flags, u32 looks) {
     call_request *mine = request();
+    u32 which = index_of(ring()->submitted);
     mine->ring = ring();
     mine->flags = flags;
     mine->cells_in = mine->cells_out = 1;
     mine->cells[0] = mine->export = which;
     mine->count = flags & CALL_STOPPABLE ? parts : 0;
     ring()->patience = looks;
-    u32 answer = IN_CORE(flags & CALL_ASYNCHRONOUS ? ring_submit(mine) : ring_call(mine));
-    if (answer == RING_FULL) return answer;
-    CHECK(index_of(mine->sequence) == which);
-    now.submitted[which] = 1;
+    u32 answer = flags & CALL_ASYNCHRONOUS || sleeps_at == RING_FUTEX ? ring_submit(mine) : ring_call(mine);
+    if (answer != RING_FULL) now.submitted[which] = 1;
+    return answer;
+}
+
+static u32 submit(u32 flags, u32 looks) {
+    u32 answer = IN_CORE(submit_next(flags, looks));
     if (answer & RING_DOORBELL) {
         step();
         now.bell++;
@@ -206,14 +211,18 @@ static void learn(const call_request *mine, u32 which) {
 }
 
 /* Waits for the call that was submitted last; returns 0 if the worker died first. */
-static u32 await(u32 which, u32 answer) {
+static u32 await(u32 answer) {
     call_request *mine = request();
+    u32 has_dozed = answer & RING_AT_BELL;
+    answer -= has_dozed;
     while (answer == RING_PENDING) {
-        u32 *word = IN_CORE(ring_doze(mine, sleeps_at));
-        if (word != NULL && sleeps_at == RING_BELL) {
+        void *place = has_dozed ? ring()->end_bell : IN_CORE(ring_doze(mine, sleeps_at));
+        has_dozed = 0;
+        if (place == ring()->end_bell) {
             wait_for(END_BELL);
             now.end_bell -= now.end_bell > 0;
-        } else if (word != NULL) {
+        } else if (place != NULL) {
+            u32 *word = place;
             step();
             if (*word == mine->status) {
                 now.actors[current].futex = word;
@@ -224,7 +233,7 @@ static u32 await(u32 which, u32 answer) {
         if (answer == RING_PENDING && now.dead) return 0;
     }
     CHECK(answer == RING_DONE || answer == RING_FAILED);
-    learn(mine, which);
+    learn(mine, index_of(mine->sequence));
     return 1;
 }
 
@@ -374,30 +383,31 @@ static void watch(void) {
 
 /* ---------------------------------------------------------------- scenarios */
 
-static void call(u32 which) { await(which, submit(which, 0, 0)); }
+static void call(void) { await(submit(0, 0)); }
 
 static void call_thrice(void) {
-    for (u32 which = 0; which < 3 && !now.dead; which++) call(which);
+    for (u32 count = 0; count < 3 && !now.dead; count++) call();
 }
 
 static void call_patiently(void) {
-    for (u32 which = 0; which < 2 && !now.dead; which++) await(which, submit(which, 0, 1));
+    for (u32 count = 0; count < 2 && !now.dead; count++) await(submit(0, 1));
 }
 
+static void call_once(void) { call(); }
+
 static void submit_two(void) {
-    submit(0, CALL_ASYNCHRONOUS, 0);
-    submit(1, CALL_ASYNCHRONOUS, 0);
+    submit(CALL_ASYNCHRONOUS, 0);
+    submit(CALL_ASYNCHRONOUS, 0);
 }
 
 static void receive_two(void) { receive(0, 1); }
 
 static void call_twice(void) {
-    u32 answer = submit(0, 0, 0);
-    if (await(0, answer)) call(1);
+    if (await(submit(0, 0))) call();
 }
 
 static void submit_batch(void) {
-    submit(0, CALL_ASYNCHRONOUS | CALL_STOPPABLE, 0);
+    submit(CALL_ASYNCHRONOUS | CALL_STOPPABLE, 0);
     receive(0, 0);
 }
 
@@ -410,15 +420,15 @@ static void interrupt_first(void) { end_early(0, 0); }
 static void cancel_first(void) { end_early(0, 1); }
 
 static void interrupt_own(void) {
-    u32 answer = submit(0, 0, 0);
-    if (answer == RING_PENDING) end_early(0, 0);
-    if (answer == RING_PENDING) end_early(0, 0); /* twice is once */
-    if (await(0, answer)) call(1);
+    u32 answer = submit(0, 0);
+    if (answer & RING_PENDING) end_early(0, 0);
+    if (answer & RING_PENDING) end_early(0, 0); /* twice is once */
+    if (await(answer)) call();
 }
 
 /* What Ctrl-C does to whoever waits for a call. Who learns of the end himself lets the receiver go home. */
 static void leave_first(void) {
-    if (submit(0, 0, 0) != RING_PENDING) {
+    if (!(submit(0, 0) & RING_PENDING)) {
         learn(request(), 0);
         now.completion = 1;
     } else {
@@ -437,10 +447,8 @@ static void send_message_and_call(void) {
     step();
     now.messages++;
     IN_CORE((ring_call_attention(ring()), 0));
-    call(0);
+    call();
 }
-
-static void call_once(void) { call(0); }
 
 /* As the coordinator does, which has no ring. */
 static void send_message(void) {
@@ -459,6 +467,7 @@ typedef struct {
 static const plan plans[] = {
     {"calls one after another, at the bell", call_thrice, nothing, 3, RING_BELL, 0, 0},
     {"calls one after another, at their slots", call_thrice, nothing, 3, RING_FUTEX, 0, 0},
+    {"calls of two threads, one of which is at the bell", call_once, call_once, 2, RING_BELL, 0, 0},
     {"calls with a look more", call_patiently, nothing, 2, RING_BELL, 0, 0},
     {"asynchronous calls and their receiver", submit_two, receive_two, 2, RING_BELL, 0, 0},
     {"a call withdrawn by another thread, at the bell", call_twice, cancel_first, 2, RING_BELL, 0, 0},
@@ -501,7 +510,7 @@ typedef struct {
     double schedules;
 } known_state;
 
-#define KNOWN (1u << 20)
+#define KNOWN (1u << 21)
 #define UNFINISHED -1
 static known_state *known;
 static u64 states;
@@ -601,6 +610,7 @@ static void prepare(const plan *plan) {
     first_sequence = 0u - 2;
     CHECK(ring_format(ring(), 1) == STATUS_OK && ring_is_sound(ring()));
     ring()->submitted = ring()->taken = first_sequence;
+    ring()->bell_call = first_sequence - 1;
     now.in_core = ACTORS;
     guest_traps = plan->traps;
     sleeps_at = plan->sleeps_at;

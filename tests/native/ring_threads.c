@@ -27,7 +27,6 @@ static pthread_mutex_t core = PTHREAD_MUTEX_INITIALIZER; /* one thread of the cl
 static int completion, interrupt;
 static u32 ticks, expected_ticks;
 static u32 stop;
-static _Thread_local u32 is_at_bell; /* whether this caller sleeps at the bell, or on its slot */
 static u64 first_seed;
 static u32 calls;
 /* Of asynchronous calls: what they were submitted with, by slot; and how many there were and how many ended. */
@@ -138,16 +137,24 @@ static u32 submit(call_request *request) {
 
 static u32 await(call_request *request, u32 looks) {
     u32 answer;
-    u32 how = is_at_bell ? RING_BELL : RING_FUTEX;
     while ((answer = IN_CORE(ring_wait(request, looks))) == RING_PENDING) {
-        u32 *word = IN_CORE(ring_doze(request, how));
-        if (word != NULL && how == RING_BELL) {
+        void *place = IN_CORE(ring_doze(request, RING_BELL)); /* one of the callers finds the other one there */
+        if (place == end_bell()) {
             CHECK(sem_wait(end_bell()) == 0);
-            continue;
+        } else if (place != NULL) {
+            syscall(SYS_futex, place, FUTEX_WAIT, request->status, NULL, NULL, 0);
         }
-        if (word != NULL) syscall(SYS_futex, word, FUTEX_WAIT, request->status, NULL, NULL, 0);
     }
     return answer;
+}
+
+/* Submits a call and waits for it, as a caller does who has nothing else to do meanwhile. */
+static u32 call(call_request *request, u32 looks) {
+    u32 answer;
+    while ((answer = IN_CORE(ring_call(request))) == RING_FULL) sched_yield();
+    if (answer & RING_DOORBELL) CHECK(sem_post(bell()) == 0);
+    if (answer & RING_AT_BELL) CHECK(sem_wait(end_bell()) == 0);
+    return answer & RING_PENDING ? await(request, looks) : answer;
 }
 
 static void end_early(call_request *request, u32 only_waiting) {
@@ -191,7 +198,7 @@ static u32 leave_noted(call_request *request) {
 
 static void call_single(call_request *request, u64 *seed) {
     u64 value = request->cells[0] = random_below(seed, 1 << 30);
-    CHECK(submit(request) == RING_PENDING && await(request, random_below(seed, 200)) == RING_DONE);
+    CHECK(call(request, random_below(seed, 200)) == RING_DONE);
     CHECK(request->cells[0] == value * 3 + 1);
 }
 
@@ -203,7 +210,7 @@ static void call_batch(call_request *request, u64 *seed, u32 buffer) {
     request->count = count;
     request->arguments = base;
     request->results = base + 8 * count;
-    CHECK(submit(request) == RING_PENDING && await(request, 10) == RING_DONE && request->progress == count);
+    CHECK(call(request, 10) == RING_DONE && request->progress == count);
     for (u32 i = 0; i < count; i++) CHECK(cells[count + i] == (i + count) * 3 + 1);
     request->cells_in = request->cells_out = 1;
     request->count = 0;
@@ -249,7 +256,6 @@ static void call_asynchronously(call_request *request, u64 *seed) {
 
 static void *call_at_random(void *argument) {
     u32 number = (u32)(uintptr_t)argument;
-    is_at_bell = number == 0;
     u64 seed = first_seed * CALLERS + number;
     call_request *request = IN_CORE(ring_new_request(CELLS));
     request->ring = shared;

@@ -30,4 +30,4 @@ def test_calls_from_threads_end_once_with_their_own_result_whoever_sleeps(thread
 @pytest.mark.timeout(180)
 def test_no_order_of_steps_and_no_death_loses_a_wake_up_or_hits_the_wrong_call(interleavings, run_natively):
     explored = run_natively(interleavings, 0, 0)
-    assert len(explored.splitlines()) == 13
+    assert len(explored.splitlines()) == 14

@@ -18,7 +18,7 @@ typedef struct {
     u64 magic;
     u32 version, slot_size;
     _Alignas(64) u32 submitted;
-    u32 patience, misses, closing;
+    u32 patience, misses, closing, bell_call;
     _Alignas(64) u32 taken;
     _Alignas(64) u32 parked;
     _Alignas(64) u32 notify;
@@ -43,7 +43,7 @@ typedef struct {
     u64 cells[];
 } call_request;
 
-_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, closing) == 76, "the header is as ring.h says");
+_Static_assert(offsetof(call_ring, misses) == 72 && offsetof(call_ring, bell_call) == 80, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, taken) == 128, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, notify) == 256 && offsetof(call_ring, spin) == 324, "the header is as ring.h says");
 _Static_assert(offsetof(call_ring, bell) == RING_WORKER_BELL && offsetof(call_ring, end_bell) == RING_END_BELL, "as ring.h says");
@@ -82,6 +82,7 @@ u32 EXPORT(ring_is_sound)(call_ring *ring) {
 u32 EXPORT(ring_format)(call_ring *ring, u32 cells) {
     if (cells > RING_MAXIMUM_CELLS) return STATUS_BAD_ARGUMENT;
     ring->slot_size = (RING_SLOT_HEADER + cells * 8 + 63) & ~63u;
+    ring->bell_call = 0u - 1; /* none yet: calls are numbered from 0 */
     ring->version = RING_VERSION;
     ring->magic = RING_MAGIC;
     return STATUS_OK;
@@ -149,27 +150,48 @@ u32 EXPORT(ring_wait)(call_request *request, u32 looks) {
     return RING_PENDING;
 }
 
-/* Submits a call, and waits for it as long as that seems worth it. */
+/* The same with one look, for callers whose time is short: the request is all that they need to pass. */
+u32 EXPORT(ring_look)(call_request *request) { return ring_wait(request, 0); }
+
+/* Whether the caller of a call may sleep at the bell: no other one does, or may do so yet without another look. */
+INLINE u32 may_sleep_at_bell(call_ring *ring, u32 sequence) {
+    call_slot *slot = slot_of(ring, ring->bell_call);
+    if (ring->bell_call != sequence && slot->sequence == ring->bell_call && plain_load(&slot->state) != CALL_EMPTY) return 0;
+    ring->bell_call = sequence;
+    return 1;
+}
+
+/* Says that the client is about to sleep until the call ends: RING_FUTEX, or RING_BELL where it may. Returns the address of what to
+ * sleep at: the bell, or the slot's state while it holds what is in `request->status` then; or null: there is no need to, and
+ * `ring_wait` tells why. */
+void *EXPORT(ring_doze)(call_request *request, u32 how) {
+    call_ring *ring = request->ring;
+    if (ring == NULL) return NULL;
+    call_slot *slot = slot_of(ring, request->sequence);
+    if (slot->sequence != request->sequence) return NULL;
+    if (how == RING_BELL && !may_sleep_at_bell(ring, request->sequence)) how = RING_FUTEX;
+    /* Pairs with `announce_end`. */
+    store(&slot->waiting, how);
+    request->status = load(&slot->state);
+    if (request->status == CALL_ENDED || request->status == CALL_EMPTY) return NULL;
+    return how == RING_BELL ? (void *)ring->end_bell : &slot->state;
+}
+
+/* Submits a call, and waits for it as long as that seems worth it: not at all for a worker that sleeps. The caller, who wakes it, will
+ * sleep at once then, so that is prepared here. */
 u32 EXPORT(ring_call)(call_request *request) {
     u32 answer = ring_submit(request);
+    if (answer == (RING_PENDING | RING_DOORBELL)) {
+        void *place = ring_doze(request, RING_BELL);
+        if (place == NULL) return ring_wait(request, 0); /* it has ended, so the worker woke by itself */
+        return place == request->ring->end_bell ? answer | RING_AT_BELL : answer;
+    }
     if (answer != RING_PENDING) return answer;
     call_ring *ring = request->ring;
     u32 misses = ring->misses, patient = misses < RING_MISSES || misses % RING_PROBE == 0;
     answer = ring_wait(request, patient ? ring->patience : ring->patience / RING_MOMENT);
     ring->misses = answer == RING_PENDING ? misses + 1 : 0;
     return answer;
-}
-
-/* Says that the client is about to sleep until the call ends, and how. Returns the address of the word to sleep on, if it sleeps
- * there, while it holds what is in `request->status` then; or null: there is no need to, and `ring_wait` tells why. */
-u32 *EXPORT(ring_doze)(call_request *request, u32 how) {
-    if (request->ring == NULL) return NULL;
-    call_slot *slot = slot_of(request->ring, request->sequence);
-    if (slot->sequence != request->sequence) return NULL;
-    /* Pairs with `announce_end`. */
-    store(&slot->waiting, how);
-    request->status = load(&slot->state);
-    return request->status == CALL_ENDED || request->status == CALL_EMPTY ? NULL : &slot->state;
 }
 
 /* Takes any asynchronous call that has ended, from the slot `first` on; returns its slot, or RING_SLOTS if there is none. The request

@@ -17,10 +17,10 @@ from shmwasm.addresses import WASM_PAGE, WINDOW_END, WINDOW_END_64, AppAddress
 from shmwasm.engine.aliases import Alias
 from shmwasm.engine.calls import ExportedFunction
 from shmwasm.engine.config import SETTINGS
-from shmwasm.engine.guests import new_store
 from shmwasm.engine.heap_memory import heap_memory, is_wide
 from shmwasm.engine.host_table import HostTable
 from shmwasm.engine.modules import FunctionType, MemoryType, ModuleDescription, describe
+from shmwasm.engine.nests import new_store
 from shmwasm.engine.windows import Grant, Window, reserve
 from shmwasm.errors import AttachError, UnsupportedError
 from shmwasm.rewrite import seam

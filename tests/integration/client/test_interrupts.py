@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, as_completed, wait
+from types import FrameType
 
 import pytest
 
@@ -16,7 +18,7 @@ from shmwasm import Runtime, errors
 from shmwasm.client.instances import Instance
 from shmwasm.client.pools import InstancePool
 from shmwasm.core import layout
-from waiting import PATIENCE
+from waiting import PATIENCE, eventually
 
 STEPS = 40
 """At how many steps, chosen at random, each kind of work is interrupted."""
@@ -174,10 +176,11 @@ def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, work: Ca
     own_bench.check_that_nothing_is_lost()
 
 
-def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench) -> None:
+@pytest.mark.parametrize("timeout", [PATIENCE, None])
+def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, timeout: float | None) -> None:
     instance = bench.runtime.spawn(bench.module)
-    for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=PATIENCE), 1 << 30):
-        pass
+    for _ in steps.chosen(lambda: instance.call("i32", 7, timeout=timeout), 1 << 30):
+        eventually(instance.path._ring.is_parked)  # so that the next call wakes the worker
     instance.close()
     assert not instance.alive
 
@@ -248,3 +251,49 @@ def test_a_broadcast_waits_for_an_instance_that_is_being_replaced(shared_runtime
     with shared_runtime.load(echo_text) as module, shared_runtime.pool(module, size=2, recycle_after=2) as pool:
         for _ in range(10):
             assert pool.broadcast("add", 1, 2) == [3, 3]
+
+
+TOGETHER = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
+"""Not SIGALRM, with which a test that hangs is ended."""
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """Have each of `TOGETHER` raise where it arrives within a call, and give a list of what has arrived."""
+    arrived: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        while frame is not None:
+            if frame.f_code is Instance.call.__code__:
+                raise InterruptedError(number)
+            frame = frame.f_back
+
+    before = {number: signal.signal(number, handle) for number in TOGETHER}
+    yield arrived
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_signals_that_come_together_leave_no_call_in_the_ring(
+    shared_runtime: Runtime, echo_text: str, handled: list[int], timeout: float | None
+) -> None:
+    """The second is handled where the first has ended the wait, and the call is just to be withdrawn."""
+
+    def send_all() -> None:
+        time.sleep(0.001)  # or more, or less: it may come at any moment
+        for number in TOGETHER:  # this thread goes on until all are sent
+            os.kill(os.getpid(), number)
+
+    with shared_runtime.load(echo_text) as module, shared_runtime.spawn(module) as instance:
+        for _ in range(10):
+            handled.clear()
+            sending = threading.Thread(target=send_all)
+            sending.start()
+            while set(handled) != set(TOGETHER):
+                with contextlib.suppress(InterruptedError):
+                    instance.call("spin" if not handled else "nothing", timeout=timeout)
+            sending.join()
+        for number in range(2 * layout.RING_SLOTS):
+            assert instance.submit("i32", number, wait=False).result(PATIENCE) == number

@@ -8,6 +8,7 @@ import signal
 import struct
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import wasmtime
@@ -21,6 +22,7 @@ from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
 from shmwasm.engine.modules import FunctionType
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
 from shmwasm.posix import bells
+from waiting import PATIENCE, eventually
 
 ADD = FunctionType(("i32", "i32"), ("i32",))
 SWAP = FunctionType(("i64", "f64"), ("f64", "i64"))
@@ -66,7 +68,10 @@ def hot(pair, name, **options):
             raise ArgumentError(f"{len(arguments)} arguments")
         return [int(argument) & 0xFFFF_FFFF for argument in arguments]
 
-    return pair.client.call_function(list(FUNCTIONS).index(name), FUNCTIONS[name], convert, finish, **options)
+    def sleep(_request):
+        raise AssertionError("the worker is awake")
+
+    return pair.client.call_function(list(FUNCTIONS).index(name), FUNCTIONS[name], convert, sleep, finish, **options)
 
 
 def test_hot_function_takes_integers_signed_or_not_and_returns_them_signed(pair):
@@ -111,7 +116,7 @@ def test_call_that_raises_is_withdrawn_and_its_request_used_again(pair):
         raise FinishedError(answer)
 
     seen = []
-    call = pair.client.call_function(0, ADD, list, finish)
+    call = pair.client.call_function(0, ADD, list, pair.client.look, finish)
     for _ in range(3):
         with pytest.raises(FinishedError):
             call(1, 2)
@@ -178,7 +183,7 @@ def test_clock_of_a_submission_comes_back_with_the_call(pair):
 
 def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     first, second = pair.submit(0, ADD, [1, 2]), pair.submit(0, ADD, [3, 4])
-    futex, expected = pair.client.doze(second)
+    futex, expected = pair.client.doze(second, layout.RING_FUTEX)
     assert expected == layout.CALL_SUBMITTED
     pair.run()
     assert [pair.worker.sleeper(slot) for slot in pair.hooks.woken] != [futex]  # another process, another address
@@ -189,31 +194,83 @@ def test_only_who_dozes_is_woken_at_the_slot_that_it_sleeps_on(pair):
     assert pair.client.doze(second) is None
 
 
-def test_worker_that_may_sleep_wakes_at_its_bell_and_rings_for_who_sleeps_at_the_other_one(pair):
-    ended = threading.Event()
+@contextmanager
+def sleeping_worker(pair):
+    """Have the worker run calls in a thread, and sleep."""
 
     def work():
         while pair.run(may_sleep=True) != layout.RING_ATTENTION:
             pass
-        ended.set()
 
     thread = threading.Thread(target=work)
     thread.start()
-    for number in range(200):
-        request = pair.client.request(0, ADD)
-        request.pack((number, 1))
-        if pair.client.submit(request) & layout.RING_DOORBELL:
-            bells.ring(pair.client.worker_bell)
-        while pair.client.doze_at_bell(request):
-            assert bells.wait(pair.client.end_bell, 30.0)
-        assert pair.client.wait(request) == layout.RING_DONE
-        assert request.results() == (number + 1,)
-        pair.client.give(request)
-    pair.client.call_attention()
-    bells.ring(pair.client.worker_bell)
-    assert ended.wait(30.0)
-    thread.join()
+    try:
+        yield
+    finally:
+        pair.client.call_attention()
+        bells.ring(pair.client.worker_bell)
+        thread.join()
+
+
+def test_worker_that_may_sleep_wakes_at_its_bell_and_rings_for_who_sleeps_at_the_other_one(pair):
+    with sleeping_worker(pair):
+        for number in range(200):
+            request = pair.client.request(0, ADD)
+            request.pack((number, 1))
+            if pair.client.submit(request) & layout.RING_DOORBELL:
+                bells.ring(pair.client.worker_bell)
+            while pair.client.doze(request):
+                assert bells.wait(pair.client.end_bell, PATIENCE)
+            assert pair.client.wait(request) == layout.RING_DONE
+            assert request.results() == (number + 1,)
+            pair.client.give(request)
     assert pair.hooks.woken == []
+
+
+def test_hot_function_sleeps_without_another_look_where_its_worker_sleeps(pair):
+    def sleep(request):
+        bells.ring(pair.client.worker_bell)
+        assert bells.wait(pair.client.end_bell, PATIENCE)
+        slept.append(request.sequence)
+        return pair.client.look(request)
+
+    def finish(request, answer):
+        raise FinishedError(answer)
+
+    slept = []
+    swap, nothing = (pair.client.call_function(number, kind, list, sleep, finish) for number, kind in ((1, SWAP), (2, NOTHING)))
+    with sleeping_worker(pair):
+        for number in range(100):
+            eventually(pair.client.is_parked)
+            assert swap(number, 0.5) == [0.5, number]
+            eventually(pair.client.is_parked)
+            assert nothing() is None
+    assert slept == list(range(200))
+
+
+def test_the_bell_is_one_callers_until_its_call_was_collected(pair):
+    first, second = pair.submit(0, ADD, [1, 2]), pair.submit(0, ADD, [3, 4])
+    bell = pair.client.end_bell
+    assert pair.client.doze(first)[0] == bell
+    assert pair.client.doze(second)[0] != bell
+    pair.run()
+    third = pair.submit(0, ADD, [5, 6])
+    assert pair.client.doze(third)[0] != bell
+    assert pair.client.doze(first) is None
+    assert pair.client.wait(first) == layout.RING_DONE
+    assert pair.client.doze(third)[0] == bell
+    assert pair.client.doze(third)[0] == bell
+
+
+def test_hot_function_does_not_sleep_at_a_bell_that_is_another_callers(pair):
+    def finish(_request, answer):
+        raise FinishedError(answer)
+
+    assert pair.worker.park()
+    assert pair.client.doze(pair.submit(0, ADD, [1, 2]))[0] == pair.client.end_bell
+    with pytest.raises(FinishedError) as raised:
+        pair.client.call_function(0, ADD, list, None, finish)(1, 2)
+    assert raised.value.args == (layout.RING_PENDING | layout.RING_DOORBELL,)
 
 
 def test_submission_to_a_parked_worker_asks_for_the_bell(pair):
@@ -396,7 +453,7 @@ def test_rings_that_come_and_go_take_no_more_memory_and_no_descriptors(engine, c
                 ring.give(ring.request(number, kind))
             ring.give(ring.batch_request(0, 5, 0, 0))
             with pytest.raises(FinishedError):
-                ring.call_function(0, ADD, list, lambda _, answer: (_ for _ in ()).throw(FinishedError(answer)))(1, 2)
+                ring.call_function(0, ADD, list, ring.look, lambda _, answer: (_ for _ in ()).throw(FinishedError(answer)))(1, 2)
 
     use_a_ring()
     gc.collect()

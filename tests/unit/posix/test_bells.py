@@ -75,7 +75,12 @@ def test_a_signal_ends_a_wait_and_its_handler_may_raise(bell):
         signal.signal(signal.SIGUSR1, usual)
 
 
-def test_the_older_wait_of_the_c_library_does_the_same(bell):
-    bells.ring(bell)
-    assert bells.wait_by_wall_clock(bell, PATIENCE) is True
-    assert bells.wait_by_wall_clock(bell, 0.01) is False
+@pytest.mark.parametrize("clock", [time.CLOCK_MONOTONIC, time.CLOCK_REALTIME])
+def test_a_bell_is_waited_for_until_some_time_by_either_clock(bell, clock):
+    prepared = bells.Bell(bell, clock)
+    prepared.ring()
+    assert prepared.wait(time.monotonic() + PATIENCE) is True
+    until = time.monotonic() + 0.02
+    assert prepared.wait(until) is False
+    assert time.monotonic() >= until
+    assert prepared.wait(until) is False

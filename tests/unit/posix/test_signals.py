@@ -301,3 +301,58 @@ def test_ctrl_c_at_any_step_leaves_the_handlers_of_all_signals(handle) -> None:
         assert handled == INTERRUPTING, step
         assert [signal.getsignal(number) for number in INTERRUPTING] == [note] * len(INTERRUPTING), step
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, step
+
+
+def arrive_together() -> None:
+    """Have all of them arrive at once, as when a terminal closes: each is handled at the next step at which one can be."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTING)
+    for number in INTERRUPTING:
+        signal.pthread_kill(threading.get_ident(), number)  # nobody else gets it, though it waits here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTING)
+
+
+def test_signals_that_come_together_where_they_are_let_through_are_put_off_again_behind_that(handle) -> None:
+    handled: list[int | str] = []
+
+    def note(number: int, _frame: object) -> None:
+        handled.append(number)
+        raise InterruptedError(number)
+
+    for number in INTERRUPTING:
+        handle(number, note)
+
+    def interrupted() -> None:
+        with interrupts_put_off():
+            try:
+                with interrupts_let_through():
+                    arrive_together()
+            finally:
+                handled.append("put off")
+                signal.raise_signal(signal.SIGTERM)
+                handled.append("still")
+
+    with pytest.raises(InterruptedError):
+        interrupted()
+    first, *rest = handled
+    assert rest[:2] == ["put off", "still"]
+    assert {first, *rest[2:]} == {*INTERRUPTING}
+    assert [signal.getsignal(number) for number in INTERRUPTING] == [note] * len(INTERRUPTING)
+
+
+def test_ctrl_c_at_any_step_where_signals_are_let_through_puts_them_off_again(handle) -> None:
+    """Also at the very last, where they are just to be put off."""
+    handled, handled_within = [], []
+    handle(signal.SIGTERM, lambda number, _: handled.append(number))
+
+    def work() -> None:
+        handled.clear()
+        with interrupts_put_off():
+            try:
+                with interrupts_let_through():
+                    pass
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                handled_within.extend(handled)
+
+    for step in steps.chosen(work, 1 << 30):
+        assert not handled_within, step
