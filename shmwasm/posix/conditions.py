@@ -21,7 +21,7 @@ from _thread import LockType, allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from shmwasm.posix.reentry import enter, leave
+from shmwasm.posix.reentry import enter, forget_holders, leave
 from shmwasm.posix.signals import handle_interrupts, interrupts_let_through, know_main_thread, put_off_interrupts
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def _know_main_thread() -> None:
 
 _know_main_thread()
 os.register_at_fork(after_in_child=_know_main_thread)
+os.register_at_fork(after_in_child=forget_holders)
 
 
 def _new_waiter() -> LockType:

@@ -13,7 +13,6 @@ thread's own, so it needs no lock itself.
 
 from __future__ import annotations
 
-import os
 from _thread import get_ident  # the launcher, which imports this too, does without `threading`
 from typing import TYPE_CHECKING, Final
 
@@ -78,10 +77,7 @@ def _do(actions: list[Callable[[], object]]) -> None:
             logging.getLogger("shmwasm").exception("what a finalizer or a signal's handler has asked for failed")
 
 
-def _forget_others() -> None:
+def forget_holders() -> None:
     """Forget the parent's threads in a forked child, whose own may get their identities."""
     holders.clear()
     _put_off.clear()
-
-
-os.register_at_fork(after_in_child=_forget_others)
