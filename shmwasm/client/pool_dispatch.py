@@ -56,9 +56,7 @@ class Dispatcher:
         receiver: The thread that watches the time.
     """
 
-    def __init__(
-        self, name: Callable[[], str], instances: list[Instance], spawn: Spawn, options: PoolOptions, receiver: Receiver
-    ) -> None:
+    def __init__(self, name: str, instances: list[Instance], spawn: Spawn, options: PoolOptions, receiver: Receiver) -> None:
         self._name = name
         self._options = options
         self._notes = Notes(self._arrange)
@@ -74,6 +72,11 @@ class Dispatcher:
         self._statistics = PoolStatistics()
         for instance in instances:
             self._members.adopt(instance)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether it takes nothing more, as of this moment; known without the lock."""
+        return self._shut
 
     @property
     def size(self) -> int:
@@ -116,7 +119,7 @@ class Dispatcher:
         if refused is not None:
             raise refused
         if block.freed:
-            raise errors.ArgumentError(f"{block!r} cannot be passed to {self._name()}: it was freed")
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self._name}: it was freed")
         return block.address
 
     def statistics(self) -> PoolStatistics:
@@ -476,4 +479,4 @@ class Dispatcher:
             raise self._closed_error()
 
     def _closed_error(self) -> errors.ClosedError:
-        return errors.ClosedError(self._name(), self._why_shut)
+        return errors.ClosedError(self._name, self._why_shut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
@@ -60,7 +61,8 @@ class InstancePool(Executor):
         spawn: Begins to make one more.
         options: How it is to be.
         receiver: The thread that completes futures.
-        forget: Called once the pool has ended.
+        kept: The dispatchers of the runtime's pools, this one's among them until it has ended. A pool that nobody holds is
+            collected, with a `ResourceWarning` unless it was shut down; what it runs goes on.
     """
 
     def __init__(
@@ -71,14 +73,14 @@ class InstancePool(Executor):
         spawn: Spawn,
         options: PoolOptions,
         receiver: Receiver,
-        forget: Callable[[InstancePool], None],
+        kept: set[Dispatcher],
     ) -> None:
         self._module = module
         self._options = options
         self._receiver = receiver
-        self._forget = forget
-        self._released = False
-        self._dispatcher = Dispatcher(self.__repr__, instances, spawn, options, receiver)
+        self._kept = kept
+        self._dispatcher = Dispatcher(repr(self), instances, spawn, options, receiver)
+        kept.add(self._dispatcher)
         self._exports: dict[str, PoolExport] = {}
 
     @property
@@ -323,13 +325,11 @@ class InstancePool(Executor):
     def __repr__(self) -> str:
         return f"<pool of {self._options.least} instances>"
 
-    def abort(self) -> None:
-        """Take no more calls and cancel the waiting ones: the runtime closes."""
-        self._dispatcher.abort()
-
-    def abandon(self, reason: str) -> None:
-        """Take the pool away from a forked child."""
-        self._dispatcher.abandon(reason)
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        # Nothing else is done: a finalizer may run at any moment, with any lock held.
+        dispatcher = getattr(self, "_dispatcher", None)
+        if dispatcher is not None and not dispatcher.is_shut:
+            _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def _end_early(self, futures: list[Future[Any]]) -> None:
         """Cancel calls, or interrupt them."""
@@ -342,9 +342,7 @@ class InstancePool(Executor):
         for instance in list(ending):
             instance.close()
         ending.clear()
-        released, self._released = self._released, True
-        if not released:
-            self._forget(self)
+        self._kept.discard(self._dispatcher)
 
     def _export(self, fn: str) -> PoolExport:
         """Return an export, or raise unless it can be called."""

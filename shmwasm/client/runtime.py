@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import subprocess
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -24,6 +26,7 @@ from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
 from shmwasm.client.instances import Instance, kill_soon
 from shmwasm.client.modules import Imports, Module
+from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_life import OnTrap, pool_options
 from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
@@ -74,7 +77,7 @@ class Runtime:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
         self._instances: dict[int, Instance] = {}
-        self._pools: set[InstancePool] = set()
+        self._pools: set[Dispatcher] = set()
         self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
         try:
             with interrupts_put_off():  # else a process or a thread is left that nobody ends
@@ -346,16 +349,14 @@ class Runtime:
             )
 
         self._check_module(module)
-        pool = InstancePool(
+        return InstancePool(
             module,
             _await_instances(spawn() for _ in range(options.least)),
             spawn=spawn,
             options=options,
             receiver=self._receiver,
-            forget=self._pools.discard,
+            kept=self._pools,
         )
-        self._pools.add(pool)
-        return pool
 
     def verify(self) -> int:
         """Have the coordinator check every invariant of all its heaps; return how many were checked.
@@ -634,6 +635,16 @@ def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Blo
 
 _joined: list[Runtime] = []
 """Runtimes that unpickling made; they live as long as the process."""
+
+
+def _warn_of_unclosed() -> None:
+    """Warn of runtimes that somebody forgot, when the interpreter ends: no other moment comes, as their threads keep them."""
+    for runtime in list(_runtimes):
+        if runtime.usable and runtime not in _joined:
+            warnings.warn(f"unclosed {runtime!r}", ResourceWarning, stacklevel=2, source=runtime)
+
+
+atexit.register(_warn_of_unclosed)
 
 
 def _abandon_in_child() -> None:

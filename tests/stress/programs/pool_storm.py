@@ -195,8 +195,11 @@ class PoolStorm:
         rng = random.Random(self.rng.random())
         deadline = time.monotonic() + PATIENCE
         while not self.is_whole():
-            # A pool whose instance could not be made tries again when something is submitted.
-            self.await_future(*self.start(rng, self.pool.submit), False)
+            # A pool whose instance could not be made tries again when something is submitted; but that may be an instance's last.
+            if self.pool.statistics().starting:
+                time.sleep(0.001)
+            else:
+                self.await_future(*self.start(rng, self.pool.submit), False)
             if time.monotonic() > deadline:
                 self.tally.problem(f"the pool did not become whole: {self.pool.instances}, {self.pool.statistics()}")
                 return
