@@ -270,7 +270,8 @@ class Instance:
         else:
             with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
                 self._connection.request(messages.Done, lambda number: messages.Kill(request=number, instance=self.number))
-            self._gone.wait()
+            with interrupts_let_through():
+                self._gone.wait()
 
     def close(self) -> None:
         """End the worker once the calls under way are done, and wait until it is gone. Twice is fine.
