@@ -137,5 +137,5 @@ class ClientAllocator:
             if self._core is None:
                 with compile_module(CORE_MODULE, self._cache, engine=engine, own=True) as compiled:
                     module = deserialize(engine, compiled.descriptor)
-                self._core = Core(new_store(engine), module, owner=self._peer, hooks=self)
+                self._core = Core(new_store(engine), module, owner=self._peer, hooks=self, new_lock=Lock)
             return self._core

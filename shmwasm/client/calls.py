@@ -236,10 +236,6 @@ class RingCallPath:
         self._side.share_memory(answered)
         self._ring.call_attention()
 
-    def waits_here(self) -> bool:
-        """Return whether the calling thread waits for a call of this path: it runs a signal's handler on top of that."""
-        return self._sleepers.here()
-
     def take_no_more(self) -> None:
         """Refuse every further call; those that were started end as ever."""
         with self._lock:

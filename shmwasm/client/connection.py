@@ -27,6 +27,7 @@ from shmwasm import errors
 from shmwasm.client.futures import SafeFuture
 from shmwasm.posix.channels import Channel, DescriptorsCutError
 from shmwasm.posix.conditions import Event, Lock
+from shmwasm.posix.reentry import refuse_on_top
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import codec, messages
 
@@ -117,7 +118,16 @@ class Receiver:
         """Raise unless the calling thread may wait for something that this thread has to read.
 
         Raises:
-            UnsupportedError: The calling thread is the receiver itself.
+            UnsupportedError: The calling thread is the receiver itself, or holds a lock (see `reentry`).
+        """
+        refuse_on_top("waiting for another process")
+        self.check_is_another()
+
+    def check_is_another(self) -> None:
+        """Raise if the calling thread is the receiver itself; it may hold a lock which it lets go of as it waits.
+
+        Raises:
+            UnsupportedError: It is.
         """
         if threading.current_thread() is self._thread:
             raise errors.UnsupportedError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +19,12 @@ from shmwasm.client.calls import RingCallPath, new_clock
 from shmwasm.client.connection import complete
 from shmwasm.client.futures import ReceivedFuture
 from shmwasm.engine.numbers import is_complex
+from shmwasm.posix.reentry import afterwards, holders, on_top_of_lock
 from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
     import asyncio
+    from types import FrameType
 
     from shmwasm.client.instances import Instance
     from shmwasm.client.modules import Module
@@ -33,7 +37,8 @@ _PLAIN: Final = frozenset({int, float})
 class CallFuture(ReceivedFuture[Any]):
     """The future of one call.
 
-    `running()` tells whether the worker has taken the call, as of this moment. `cancel()` succeeds as long as it has not.
+    `running()` tells whether the worker has taken the call, as of this moment. `cancel()` succeeds as long as it has not. Where a
+    finalizer may take no lock (see `reentry`), both return False.
     """
 
     def __init__(self, path: RingCallPath) -> None:
@@ -43,6 +48,8 @@ class CallFuture(ReceivedFuture[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call if it has not begun; return whether it is cancelled."""
+        if on_top_of_lock():
+            return self.cancelled()
         with interrupts_put_off():
             if self.done() or not self._path.cancel(self.call):
                 return self.cancelled()
@@ -52,7 +59,7 @@ class CallFuture(ReceivedFuture[Any]):
 
     def running(self) -> bool:
         """Return whether the worker runs the call."""
-        return not self.done() and self._path.is_running(self.call)
+        return not self.done() and not on_top_of_lock() and self._path.is_running(self.call)
 
     def end(self, results: list[Number] | None, error: BaseException | None) -> None:
         """Take the call's end, unless it was cancelled."""
@@ -84,7 +91,7 @@ class BoundExport:
 
     def __call__(self, *arguments: Value, timeout: float | None = None, fuel: int | None = None) -> Any:
         """Call the function and wait for its result; returns and raises what `Instance.call` does."""
-        if get_ident() in self._barred:
+        if holders or get_ident() in self._barred:  # if it is another thread that holds a lock, no harm is done by looking closer
             self._instance.check_may_wait()
         if timeout is not None or fuel is not None:
             return self._path.call(self.target, self.numbers(arguments, fuel), new_clock(timeout))
@@ -93,6 +100,11 @@ class BoundExport:
                 address_of = self._address_of
                 return self._function(*[address_of(one) if type(one) is Block else self._real(one) for one in arguments])
         return self._function(*arguments)
+
+    @property
+    def path(self) -> RingCallPath:
+        """How its calls reach the instance."""
+        return self._path
 
     def _real(self, argument: Value) -> Value:
         """Return an argument that is no block; raise unless its whole value is one number."""
@@ -105,7 +117,10 @@ class BoundExport:
         future = CallFuture(self._path)
         future.call = Call(self.target, self.numbers(arguments, fuel), new_clock(timeout), future.end)
         self._instance.require_open()
-        if not checks.flag(wait, "wait"):
+        may_wait = checks.flag(wait, "wait")
+        if on_top_of_lock():
+            afterwards(partial(self._path.start, future.call))
+        elif not may_wait:
             self._path.start(future.call, "raise")
         else:
             # Some threads must not wait, as the worker, or what makes room, may be waiting for them.
@@ -134,7 +149,10 @@ class BoundExport:
             self._path.start(call)
             return await waiter
         except BaseException:
-            self._path.withdraw(call)
+            if on_top_of_lock():  # a coroutine that is collected
+                afterwards(partial(self._path.withdraw, call))
+            else:
+                self._path.withdraw(call)
             raise
 
     def numbers(self, arguments: Sequence[Value], fuel: int | None) -> list[Number]:
@@ -150,6 +168,19 @@ class BoundExport:
 
     def __repr__(self) -> str:
         return f"<export {self.name!r} of {self._instance!r}>"
+
+
+_CALLS: Final = BoundExport.__call__.__code__
+
+
+def calls_here(path: RingCallPath) -> bool:
+    """Return whether the calling thread is in a call of that path: what it does now runs on top of that, at whichever step."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  a call that took note of itself would take longer
+    while frame is not None:
+        if frame.f_code is _CALLS and frame.f_locals["self"].path is path:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class MeteredExport(BoundExport):

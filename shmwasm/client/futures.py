@@ -12,11 +12,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from shmwasm.posix.conditions import Condition, Event
 
 T = TypeVar("T")
+
+_CANCELLED: Final = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED"})
+_DONE: Final = _CANCELLED | {"FINISHED"}
 
 
 class SafeFuture(Future[T]):
@@ -26,6 +29,16 @@ class SafeFuture(Future[T]):
         super().__init__()
         self._condition = cast("threading.Condition", Condition())
         self._waiters = _Waiters()
+
+    # One look needs no lock: a finalizer may take none (see `reentry`).
+
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled."""
+        return self._state in _CANCELLED
+
+    def done(self) -> bool:
+        """Return whether it has ended, or was cancelled."""
+        return self._state in _DONE
 
 
 class ReceivedFuture(SafeFuture[T]):

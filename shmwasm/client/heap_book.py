@@ -3,8 +3,8 @@
 How chains lie is noted in the order in which the coordinator says it, which is why the receiver thread does it (`lay_out`): the
 thread that asked may look at its answer only after the next change. A heap that is being opened finds its place noted already.
 
-Locking: `_lock` guards the tables, which the receiver thread changes too. `_opening` is held over a whole request, so that a heap
-that is opened twice at once is one object.
+Locking: `_lock` guards the tables, which the receiver thread changes too; who reads how chains lie needs none, as that table is
+replaced as a whole. `_opening` is held over a whole request, so that a heap that is opened twice at once is one object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shmwasm.addresses import MAXIMUM_CHAIN_SIZE, OS_PAGE, SLAB_SIZE, AppAddress
 from shmwasm.client import checks
 from shmwasm.client.connection import Connection, close_descriptors
 from shmwasm.client.heaps import OnDeath, SharedHeap
-from shmwasm.posix.conditions import Lock
+from shmwasm.posix.conditions import Lock, Turn
 from shmwasm.posix.mappings import map_anywhere
 from shmwasm.posix.segments import Segment, Source
 from shmwasm.posix.signals import interrupts_put_off
@@ -45,7 +45,7 @@ class HeapBook:
         self._connection = connection
         self._allocator = allocator
         self._lock = Lock()
-        self._opening = Lock()
+        self._opening = Turn()
         self._heaps: dict[int, SharedHeap] = {}
         self._chains: dict[int, list[int]] = {}
         self._starts: dict[int, AppAddress] = {}
@@ -103,6 +103,7 @@ class HeapBook:
 
     def open(self, *, token: str = "", name: str = "") -> SharedHeap:
         """Open a heap by its token or its name; the same heap object every time."""
+        self._connection.check_may_block()
         with self._opening:
             known = self._find(token, name)
             if known is not None:
@@ -160,20 +161,22 @@ class HeapBook:
 
     def chain_of(self, head: SharedHeap) -> Sequence[SharedHeap]:
         """Return the heaps of the chain that `head` heads, from the head to the last body."""
-        with self._lock:
-            return [self._heaps[number] for number in self._chains.get(head.number, [head.number]) if number in self._heaps]
+        heaps = [self._heaps.get(number) for number in self._chains.get(head.number, [head.number])]
+        return [heap for heap in heaps if heap is not None]
 
     def lay_out(self, chains: Sequence[Sequence[messages.ChainLink]]) -> None:
         """Take note of how chains lie from now on; in the receiver thread."""
         with self._lock:
+            lying = self._chains.copy()
             for chain in chains:
                 for link in chain:
-                    self._chains.pop(link.heap, None)
+                    lying.pop(link.heap, None)
                     self._starts[link.heap] = AppAddress(link.start)
                     heap = self._heaps.get(link.heap)
                     if heap is not None:
                         heap.move(AppAddress(link.start))
-                self._chains[chain[0].heap] = [link.heap for link in chain]
+                lying[chain[0].heap] = [link.heap for link in chain]
+            self._chains = lying
 
     def give_back(self, number: int) -> None:
         """Return to the coordinator what nothing lives in, of a heap that may be closed already."""

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn, Self, cast
 
 from shmwasm import errors
@@ -21,6 +22,7 @@ from shmwasm.core import AllocatorStatistics, HeapSlot
 from shmwasm.core.layout import FIRST_PLACE
 from shmwasm.posix.conditions import Lock
 from shmwasm.posix.mappings import Mapping
+from shmwasm.posix.reentry import afterwards, on_top_of_lock
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
 
@@ -233,6 +235,8 @@ class SharedHeap:
 
     def close(self) -> None:
         """Give up this process's hold on the heap. Views stay valid; the memory lives while anybody uses it. Twice is fine."""
+        if self.closed:
+            return
         self._connection.check_may_block()
         with interrupts_put_off():
             if not self.release():
@@ -334,6 +338,9 @@ class SharedHeap:
         self._scrub_and_free_place(self._offset_of(address) + FIRST_PLACE)
 
     def _scrub_and_free_place(self, place: int) -> None:
+        if on_top_of_lock():
+            afterwards(partial(self._scrub_and_free_place, place))
+            return
         slot, offset = self._managed_slot(), place - FIRST_PLACE
         view = self.view  # keeps the memory where it is, whoever closes the heap meanwhile
         usable = slot.usable_size(offset)

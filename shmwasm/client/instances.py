@@ -18,7 +18,7 @@ from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
 from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
-from shmwasm.client.exports import BoundExport, Exports, MeteredExport
+from shmwasm.client.exports import BoundExport, Exports, MeteredExport, calls_here
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
 from shmwasm.client.modules import Module
@@ -30,6 +30,7 @@ from shmwasm.engine.traps import HOST_FUNCTION
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Event
 from shmwasm.posix.mappings import Mapping, map_anywhere
+from shmwasm.posix.reentry import afterwards, on_top_of_lock
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
@@ -258,19 +259,30 @@ class Instance:
         self._note_chain(None)
 
     def kill(self) -> None:
-        """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine."""
-        if self.alive:
+        """End the worker with SIGKILL, whatever it does; calls under way fail with `WorkerLostError`. Twice is fine.
+
+        It waits until the worker is gone, but for a finalizer or a signal's handler that interrupts the library's own work.
+        """
+        if not self.alive:
+            return
+        if on_top_of_lock():
+            afterwards(partial(kill_soon, self._connection, self.number))
+        else:
             with contextlib.suppress(errors.CoordinatorLostError, errors.ClosedError):  # then the worker ends in any case
                 self._connection.request(messages.Done, lambda number: messages.Kill(request=number, instance=self.number))
-            self._gone.wait()
+            with interrupts_let_through():
+                self._gone.wait()
 
     def close(self) -> None:
         """End the worker once the calls under way are done, and wait until it is gone. Twice is fine.
 
         Raises:
             UnsupportedError: It would wait for ever: in a future's callback, in a host function that the instance waits for, or
-                in a signal's handler or finalizer that runs on top of a call of it. Nothing changed. (`kill` works there.)
+                in a signal's handler or finalizer that runs on top of a call of it, or of what the library does with a lock.
+                Nothing changed. (`kill` works there.)
         """
+        if self._closed:
+            return
         self.check_may_close()
         with interrupts_put_off():
             if self._closed:
@@ -343,7 +355,7 @@ class Instance:
         """Raise unless a call of this instance can end while this thread waits for it.
 
         Raises:
-            UnsupportedError: The thread completes futures, or runs a host function that this instance waits for.
+            UnsupportedError: The thread completes futures, runs a host function that this instance waits for, or holds a lock.
         """
         self._receiver.check_may_block()
         if threading.get_ident() in self._barred:
@@ -364,7 +376,7 @@ class Instance:
             raise errors.UnsupportedError(
                 "closing the instance that called this host function", "its call has to end first, and waits for the function"
             )
-        if self._path.waits_here():
+        if calls_here(self._path):
             raise errors.UnsupportedError(
                 f"closing {self!r} on top of a call of it", "the call has to end first, and waits for this handler or finalizer"
             )

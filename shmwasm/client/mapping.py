@@ -26,6 +26,7 @@ from shmwasm.client.columns import Rows, Source, unpack
 from shmwasm.client.lots import Pace
 from shmwasm.client.outputs import Output
 from shmwasm.posix.conditions import Condition
+from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 
 AHEAD: Final = 1 << 21
@@ -112,7 +113,7 @@ class Mapping:
         wishes: How it is to be done.
         instances: Tells how many instances take part.
         more: Called by whoever takes results when the pool can go on with this map.
-        check_may_block: Raises where waiting would be for ever.
+        check_may_block: Raises where waiting would be for ever; called with the lock held, which a wait lets go of.
 
     Attributes:
         queued: Since when there has been something to do that waits; kept by the pool.
@@ -251,6 +252,7 @@ class Mapping:
         """
         told = 0
         while True:
+            refuse_on_top("taking a map's results")
             self.feed()
             with self._lock:
                 look = self._look(told)
@@ -359,6 +361,9 @@ class Mapping:
 
     def close(self) -> None:
         """Let go of what has not begun: nobody wants it any more."""
+        if on_top_of_lock():  # the iterator over the results is collected
+            afterwards(self.close)
+            return
         with interrupts_put_off():
             with self._lock:
                 self._closed = True

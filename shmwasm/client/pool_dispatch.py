@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ from shmwasm.client.pool_members import Member, Members, Spawn
 from shmwasm.client.pool_notes import Notes
 from shmwasm.client.pool_queue import PoolQueue
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 
 COMPLETION: Final = 5.0
 """Seconds that a broadcast waits for instances that are being replaced."""
@@ -81,14 +83,14 @@ class Dispatcher:
     @property
     def size(self) -> int:
         """How many instances there are, or will be soon."""
+        refuse_on_top("asking a pool for its size")
         with self._notes.lock:
             return self._members.size
 
     @property
     def instances(self) -> list[Instance]:
         """The instances that are there now."""
-        with self._notes.lock:
-            return [member.instance for member in self._members]
+        return self._members.instances
 
     @property
     def busy(self) -> list[Instance]:
@@ -108,14 +110,13 @@ class Dispatcher:
             ArgumentError: The block was freed, or no instance sees it.
         """
         refused: errors.ArgumentError | None = None
-        with self._notes.lock:
-            for member in self._members:
-                try:
-                    return member.instance.address_of(block)
-                except errors.ArgumentError as error:
-                    refused = error
-                except errors.ClosedError:
-                    continue  # it is about to be let go
+        for instance in self.instances:
+            try:
+                return instance.address_of(block)
+            except errors.ArgumentError as error:
+                refused = error
+            except errors.ClosedError:
+                continue  # it is about to be let go
         if refused is not None:
             raise refused
         if block.freed:
@@ -124,6 +125,7 @@ class Dispatcher:
 
     def statistics(self) -> PoolStatistics:
         """Return what was counted so far, and what there is now."""
+        refuse_on_top("asking a pool for its statistics")
         with self._notes.lock:
             return replace(
                 self._statistics,
@@ -145,7 +147,10 @@ class Dispatcher:
         Raises:
             ClosedError: The pool was shut down.
         """
-        self._notes.tell(self._take, job)
+        if on_top_of_lock():
+            afterwards(partial(self._submit_afterwards, job))
+        else:
+            self._notes.tell(self._take, job)
 
     def submit_to_all(self, make: Callable[[], Job]) -> list[Job]:
         """Take a call for each instance that is there.
@@ -153,6 +158,7 @@ class Dispatcher:
         Raises:
             ClosedError: The pool was shut down.
         """
+        refuse_on_top("calling all instances of a pool")
         jobs: list[Job] = []
 
         def give() -> None:
@@ -221,6 +227,13 @@ class Dispatcher:
         with self._notes.lock:
             self._notes.lock.wait_for(lambda: not self._queue and self._members.are_idle)
             return self._members.close()
+
+    def _submit_afterwards(self, job: Job) -> None:
+        try:
+            self._notes.tell(self._take, job)
+        except errors.ClosedError as error:
+            if not job.over:
+                complete(job.future, None, error)
 
     # ------------------------------------------------------------ what happens; the lock is held
 

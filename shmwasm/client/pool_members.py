@@ -8,7 +8,7 @@ there are to be is decided by `Growth`; here they are made, let go, and looked a
 
 Locking
 -------
-All of it is called with the lock of `Notes` held, but for what the receiver calls (see `Receiving`), and `len`.
+All of it is called with the lock of `Notes` held, but for what the receiver calls (see `Receiving`), `len`, and `instances`.
 """
 
 from __future__ import annotations
@@ -124,6 +124,11 @@ class Members:
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def instances(self) -> list[Instance]:
+        """The instances that are there now; taken in one step, for which no lock is needed."""
+        return list(self._members)
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from shmwasm.client.arguments import Value
@@ -24,6 +25,7 @@ from shmwasm.client.pool_life import PoolOptions
 from shmwasm.client.pool_lines import Job
 from shmwasm.client.pool_members import Spawn
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class PoolFuture(ReceivedFuture[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call if it has not begun; return whether it is cancelled."""
+        if on_top_of_lock():
+            return self.cancelled()
         with interrupts_put_off():
             job = self.job()
             if self.done() or job is None or not self._dispatcher.withdraw(job):
@@ -293,9 +297,12 @@ class InstancePool(Executor):
             cancel_futures: Whether to cancel the calls that have not begun.
 
         Raises:
-            UnsupportedError: It would wait in a future's callback, or in a host function that one of the instances waits for.
-                Nothing changed.
+            UnsupportedError: It would wait in a future's callback, in a host function that one of the instances waits for, or in
+                a signal's handler or finalizer that runs on top of what has to end first. Nothing changed.
         """
+        if not wait and on_top_of_lock():
+            afterwards(partial(self.shutdown, wait=False, cancel_futures=cancel_futures))
+            return
         if wait:
             self._receiver.check_may_block()
             for instance in self._dispatcher.instances:
@@ -362,6 +369,7 @@ class InstancePool(Executor):
         return job
 
     def _begin_map(self, fn: str, iterables: tuple[Iterable[Any], ...], options: MapOptions) -> Mapping:
+        refuse_on_top("a map")
         export = self._export(fn)
         source = Source(iterables)
         export.check_columns(source.columns)
@@ -371,7 +379,7 @@ class InstancePool(Executor):
             wishes_of(options, export, self._options, source.total),
             instances=lambda: self._dispatcher.usable,
             more=self._dispatcher.go_on,
-            check_may_block=self._receiver.check_may_block,
+            check_may_block=self._receiver.check_is_another,
         )
         try:
             self._dispatcher.go_on(mapping)

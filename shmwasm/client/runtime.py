@@ -36,8 +36,9 @@ from shmwasm.posix.conditions import Lock
 from shmwasm.posix.listening import connect as connect_to
 from shmwasm.posix.processes import check_platform
 from shmwasm.posix.processors import usable_processors
+from shmwasm.posix.reentry import refuse_on_top
 from shmwasm.posix.segments import Source
-from shmwasm.posix.signals import interrupts_put_off
+from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
 if TYPE_CHECKING:
@@ -69,32 +70,23 @@ class Runtime:
     Calling its methods from several threads at once is safe. It must not be used in a forked child.
     """
 
+    _closed: str | None = "was not opened"
+
     def __init__(self, *, connect: str | os.PathLike[str] | None = None, quota: int = 0) -> None:
+        refuse_on_top("a new runtime")
         check_platform()
         allowed = checks.whole_number(quota, "a quota of bytes")
         self._process: subprocess.Popen[bytes] | None = None
-        if connect is None:
-            channel, self._process = start_private_coordinator()
-        else:
-            channel = connect_to(connect)
-        self._closed: str | None = None
         self._lock = Lock()
         self._instances: dict[int, Instance] = {}
         self._pools: set[Dispatcher] = set()
         self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
-        self._receiver = Receiver()
-        self._connection = Connection(channel, self._receiver, self._handle_event)
         try:
-            self._welcome = self._connection.request(
-                messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=allowed)
-            )[0]
-            self._allocator = ClientAllocator(self._welcome.peer, self._connection)
-            self._heaps = HeapBook(self._welcome.address, self._connection, self._allocator)
+            with interrupts_put_off():  # else a process or a thread is left that nobody ends
+                self._open(connect, allowed)
         except BaseException:
-            self._shut_down()
+            self.close()
             raise
-        with _runtimes_lock:
-            _runtimes.add(self)
 
     @property
     def address(self) -> str:
@@ -217,6 +209,7 @@ class Runtime:
             UnsupportedError: It exports a name that is reserved, imports what cannot be given, or others can write to the cache.
         """
         self._require_open()
+        refuse_on_top("loading a module")
         label = None if name is None else checks.text(name, "a module's name", longest=LONGEST_NAME)
         try:
             compiled = self._allocator.compile(source, metered=checks.flag(metered, "metered"))
@@ -388,22 +381,25 @@ class Runtime:
 
         Calls under way fail with `WorkerLostError`, waiting ones are cancelled.
         """
+        if self._closed is not None:
+            return
         self._receiver.check_may_block()
-        with self._lock:
-            if self._closed is not None:
-                return
-            self._closed = "is closed"
-        for pool in list(self._pools):
-            pool.abort()
-        for instance in list(self._instances.values()):
-            instance.kill()
-            instance.discard()
-        self._heaps.release()
-        for module in list(self._modules):
-            module.close()
-        self._allocator.close()
-        self._connection.leave()
-        self._shut_down()
+        with interrupts_put_off(), contextlib.ExitStack() as ending:  # all of it is done, also if an interrupt ends a wait
+            with self._lock:
+                if self._closed is not None:
+                    return
+                self._closed = "is closed"
+            for pool in list(self._pools):
+                pool.abort()
+            ending.callback(self._shut_down)
+            ending.callback(self._leave)
+            ending.callback(self._allocator.close)
+            for module in list(self._modules):
+                ending.callback(module.close)
+            ending.callback(self._heaps.release)
+            for instance in list(self._instances.values()):
+                ending.callback(instance.discard)
+                ending.callback(instance.kill)
 
     def __enter__(self) -> Self:
         return self
@@ -446,6 +442,26 @@ class Runtime:
         if self._process is not None:
             # The child is not its parent: it must neither wait for it nor complain.
             self._process.returncode = 0
+
+    def _open(self, connect: str | os.PathLike[str] | None, quota: int) -> None:
+        if connect is None:
+            channel, self._process = start_private_coordinator()
+        else:
+            channel = connect_to(connect)
+        self._receiver = Receiver()
+        self._connection = Connection(channel, self._receiver, self._handle_event)
+        try:
+            self._welcome = self._connection.request(
+                messages.Welcome, lambda number: messages.Hello(request=number, version=messages.VERSION, quota=quota)
+            )[0]
+            self._allocator = ClientAllocator(self._welcome.peer, self._connection)
+            self._heaps = HeapBook(self._welcome.address, self._connection, self._allocator)
+        except BaseException:
+            self._shut_down()
+            raise
+        self._closed = None
+        with _runtimes_lock:
+            _runtimes.add(self)
 
     def _begin_spawn(
         self,
@@ -569,6 +585,10 @@ class Runtime:
         if self._closed is not None:
             raise errors.ClosedError("this runtime", self._closed)
 
+    def _leave(self) -> None:
+        with interrupts_let_through():  # the coordinator may be stopped
+            self._connection.leave()
+
     def _shut_down(self) -> None:
         self._connection.close()
         self._receiver.stop()
@@ -608,6 +628,7 @@ def _dismiss(started: Future[Instance]) -> None:
 
 def attach_block(address: str, token: str, offset: HeapOffset, size: int) -> Block:
     """Return a block that another process of this user pickled; this process joins its coordinator if it has not yet."""
+    refuse_on_top("unpickling a block")
     with _runtimes_lock:
         runtime = next((one for one in _runtimes if one.usable and one.address == address), None)
     if runtime is None:

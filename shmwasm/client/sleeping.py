@@ -83,11 +83,6 @@ class Sleepers:
         self._last = 0.0
         self._over = False
 
-    def here(self) -> bool:
-        """Return whether the calling thread waits, and so runs a signal's handler or a finalizer on top of that."""
-        me = get_ident()
-        return any(thread == me for thread, _ in list(self._places))
-
     def elsewhere(self) -> bool:
         """Return whether another thread waits."""
         me = get_ident()

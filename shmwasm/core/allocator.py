@@ -9,7 +9,7 @@ it happens between two calls of the core, as a callback from inside could let an
 Locking
 -------
 A single call of the core is atomic (see `calls`). What takes several, or reads the exchange buffer, holds the core's lock. The
-lock is never held while a hook runs.
+lock is never held while a hook runs. What allocates or frees on top of a lock takes none (see `reentry`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import wasmtime
 
 from shmwasm.addresses import AppAddress, NativeAddress, address32, round_up, unsigned32
 from shmwasm.core import layout
-from shmwasm.core.calls import CoreFunction
+from shmwasm.core.calls import CoreFunction, Lock
 from shmwasm.core.dispatching import CORE_IMPORTS
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, UnsupportedError, shown
 from shmwasm.posix.mappings import map_fixed, unmap_fixed
+from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol.messages import SlabRange
 
@@ -137,11 +138,21 @@ class Core:
         module: The compiled core.wasm.
         owner: This process's number, at least `layout.OWNER_COORDINATOR`.
         hooks: Where leases come from.
+        new_lock: Makes a lock that its holder may take again.
     """
 
-    def __init__(self, store: wasmtime.Store, module: wasmtime.Module, *, owner: int, hooks: CoreHooks) -> None:
+    def __init__(
+        self,
+        store: wasmtime.Store,
+        module: wasmtime.Module,
+        *,
+        owner: int,
+        hooks: CoreHooks,
+        new_lock: Callable[[], Lock] = RLock,
+    ) -> None:
         self.hooks = hooks
-        self.lock = RLock()
+        self._new_lock = new_lock
+        self.lock = new_lock()
         self._store = store
         self.requests: dict[int, list[int]] = {}
         """Call requests that no ring uses at present, by how many cells they have; see `rings`."""
@@ -229,7 +240,7 @@ class Core:
     def disown(self, reason: str = "was inherited by a forked child, which may not use it") -> None:
         """Make every use of this core and its heaps raise `ClosedError`; for a forked child, whose parent still uses them."""
         self._closed = reason
-        self.lock = RLock()  # another thread may have held it at the fork
+        self.lock = self._new_lock()  # another thread may have held it at the fork
         for slot in self._slots.values():
             slot.disown(reason)
 
@@ -322,10 +333,12 @@ class HeapSlot:
 
     def usable_size(self, offset: int) -> int:
         """Return the bytes that the live block at a heap offset can hold; 0 if no live block starts there."""
+        refuse_on_top(f"looking up a block of shared heap {self.name!r}")
         return self._call("heap_usable_size", offset) if 0 <= offset < 1 << 32 else 0
 
     def statistics(self) -> AllocatorStatistics:
         """Count the heap's slabs and blocks."""
+        refuse_on_top(f"counting the blocks of shared heap {self.name!r}")
         with self._core.lock:
             self._call("statistics")
             words = self._core.exchange[: 2 * layout.STATISTICS_WORDS].tolist()
@@ -339,6 +352,7 @@ class HeapSlot:
         Raises:
             HeapCorruptError: One does not hold.
         """
+        refuse_on_top(f"checking shared heap {self.name!r}")
         with self._core.lock:
             broken = self._call("verify")
             offset = self._core.exchange[1]
@@ -419,12 +433,14 @@ class HeapSlot:
             raise ArgumentError(f"alignment {shown(alignment)} is not a power of two up to {layout.MAXIMUM_ALIGNMENT}")
         if size >= 1 << 32:
             return self.exhausted(size)
+        refuse_on_top(f"allocating what shared heap {self.name!r} does not have at hand")
         for _ in range(LEASE_ATTEMPTS):
             with self._core.lock:  # see `_call`
                 self._check_open()
                 answer = self._core.call(function, size, self.number, alignment)
+                has_too_much = answer > layout.MAXIMUM_SMALL and self._core.call("release_is_due", self.number)
             if answer > layout.MAXIMUM_SMALL:
-                if self._call("release_is_due"):
+                if has_too_much:
                     self._release(keep=layout.KEPT_UNUSED)
                 return answer
             if answer % (1 << layout.ANSWER_CLASS_SHIFT) != layout.STATUS_NEEDS_LEASE:
@@ -471,6 +487,9 @@ class HeapSlot:
 
     def _finish_free(self, function: str, argument: int, status: int, address: int) -> None:
         """Free with that function of the core, unless it answered already; `address` is what an error names."""
+        if status not in REASONS and on_top_of_lock():
+            afterwards(partial(self._finish_free, function, argument, status, address))
+            return
         if status not in REASONS and status != layout.STATUS_RELEASE_DUE:
             with self._core.lock:  # see `_call`
                 self._check_open()

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from _thread import RLock  # the launcher does without `threading` (see there)
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import wasmtime
 from wasmtime import _bindings as bindings
@@ -38,6 +38,9 @@ WORDS_PER_CELL: Final = 4
 
 Cells = tuple[memoryview, object]
 """Cells as 32-bit words, and their address as a prepared argument."""
+
+Lock = AbstractContextManager[Any]
+"""A lock that its holder may take again."""
 
 # The library that wasmtime loaded. No argument types are declared: the arguments are prepared, and a declaration would make
 # ctypes convert them again.
@@ -65,17 +68,16 @@ def new_cells(count: int) -> Cells:
 class CoreFunction:
     """One exported function of the core: 32-bit numbers in, one 32-bit number out, unsigned. Safe to call from any thread."""
 
-    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: RLock) -> None:
-        self._lock = lock
-        self._trap = ctypes.c_void_p()
+    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, lock: Lock) -> None:
+        self._call = one_at_a_time(_call, lock)
         self._cell_count = max(1, len(function.type(store).params))
-        self._pool: list[Cells] = []
+        self._pool: list[tuple[memoryview, object, ctypes.c_void_p, object]] = []
         # What the C function takes has no public name in wasmtime-py. These objects keep what they point to.
         self._store = store
         self.context = pointer(ctypes.cast(store._context(), ctypes.c_void_p).value or 0)  # noqa: SLF001
         self.function = ctypes.byref(function._func)  # noqa: SLF001
         self.arity = pointer(self._cell_count)  # a size_t is passed like a pointer
-        self.trap = ctypes.byref(self._trap)
+        self.trap = ctypes.byref(ctypes.c_void_p())  # where the hottest callers leave theirs, which nobody looks at
 
     def __call__(self, *arguments: int) -> int:
         """Call it.
@@ -85,16 +87,14 @@ class CoreFunction:
             wasmtime.Trap: The deadline of the store's epoch has passed; the heap is sound, and can be used once it is set anew.
         """
         try:
-            words, address = cells = self._pool.pop()
+            words, address, trap, trap_address = cells = self._pool.pop()
         except IndexError:
-            words, address = cells = new_cells(self._cell_count)
+            trap = ctypes.c_void_p()
+            words, address, trap, trap_address = cells = (*new_cells(self._cell_count), trap, ctypes.byref(trap))
         for index, argument in enumerate(arguments):
             words[WORDS_PER_CELL * index] = argument
-        with self._lock:
-            self._trap.value = None  # a hot call that trapped may have left its trap here
-            failed = _call(self.context, self.function, address, self.arity, self.trap)
-            trap = self._trap.value
-        if trap:
+        failed = self._call(self.context, self.function, address, self.arity, trap_address)
+        if trap.value:  # then the cells, which have the trap now, are not used again
             raise _error_of(wasmtime.Trap._from_ptr(ctypes.cast(trap, ctypes.POINTER(bindings.wasm_trap_t))))  # noqa: SLF001
         assert not failed, "a core function was called with other arguments than it has"
         result: int = words[0]
@@ -108,7 +108,7 @@ def _error_of(trap: wasmtime.Trap) -> Exception:
     return HeapCorruptError("(unknown)", f"its metadata would have led the allocator astray: {trap.message}", 0)
 
 
-def one_at_a_time(function: Callable[P, R], lock: RLock) -> Callable[P, R]:
+def one_at_a_time(function: Callable[P, R], lock: Lock) -> Callable[P, R]:
     """Return `function` behind `lock` on a free-threaded interpreter, and `function` itself where the GIL is the lock."""
     if GIL:
         return function

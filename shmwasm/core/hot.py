@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from shmwasm.core import layout
-from shmwasm.core.calls import WORDS_PER_CELL, Cells, CoreFunction, invoke, new_cells, one_at_a_time
+from shmwasm.core.calls import WORDS_PER_CELL, Cells, CoreFunction, Lock, invoke, new_cells, one_at_a_time
 
 if TYPE_CHECKING:
-    from _thread import RLock
     from collections.abc import Callable
 
 SMALL: Final = layout.MAXIMUM_SMALL
@@ -49,7 +48,7 @@ class SlotCells:
             words[WORDS_PER_CELL] = NO_SLOT
 
 
-def malloc_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Callable[[int, int], int]) -> Callable[..., int]:
+def malloc_function(core: CoreFunction, slot: SlotCells, lock: Lock, slowly: Callable[[int, int], int]) -> Callable[..., int]:
     """Return `malloc(size, alignment=16)` for a heap slot, given the core's function for addresses or that for places.
 
     It returns where a small block is that the core has at hand, and leaves everything else to `slowly`.
@@ -89,7 +88,7 @@ def malloc_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Ca
     return one_at_a_time(malloc, lock)
 
 
-def free_function(core: CoreFunction, slot: SlotCells, lock: RLock, slowly: Callable[[int, int], None]) -> Callable[[int], None]:
+def free_function(core: CoreFunction, slot: SlotCells, lock: Lock, slowly: Callable[[int, int], None]) -> Callable[[int], None]:
     """Return `free(address)`, or `free(place)`, for a heap slot.
 
     It leaves whatever the core does not just answer with success to `slowly`.

@@ -17,12 +17,11 @@ byte  the rest of the packet
 
 A peer is not trusted to be sound: whatever a packet is, its descriptors are closed unless they are handed to the caller.
 
-Locking: sends are serialized by one lock, receives by another, so a thread may wait in `receive` while others send.
+Several threads may send and receive at once without a lock: the kernel takes and gives whole packets.
 """
 
 from __future__ import annotations
 
-import _thread
 import array
 import contextlib
 import errno
@@ -110,8 +109,6 @@ class Channel:
             raise ArgumentError(f"{connection!r} is no AF_UNIX SOCK_SEQPACKET socket")
         connection.setblocking(True)  # whether a call waits is said by each call
         self._socket = connection
-        self._sending = _thread.allocate_lock()  # `threading` is what the launcher does without (see there)
-        self._receiving = _thread.allocate_lock()
 
     @classmethod
     def from_descriptor(cls, descriptor: int) -> Channel:
@@ -238,8 +235,7 @@ class Channel:
         flags = _SEND if wait else _SEND | _DONTWAIT
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            with self._sending:
-                self._socket.sendmsg(parts, ancillary, flags)
+            self._socket.sendmsg(parts, ancillary, flags)
         except BlockingIOError:
             return False
         except OSError as failure:
@@ -252,8 +248,7 @@ class Channel:
         flags = _RECEIVE if wait else _RECEIVE | _DONTWAIT
         while True:
             try:
-                with self._receiving:
-                    packet, ancillary, received_flags, _ = self._socket.recvmsg(MAXIMUM_INLINE + 1, _ANCILLARY_SIZE, flags)
+                packet, ancillary, received_flags, _ = self._socket.recvmsg(MAXIMUM_INLINE + 1, _ANCILLARY_SIZE, flags)
             except BlockingIOError:
                 raise
             except ConnectionResetError:

@@ -7,7 +7,8 @@ or while `Condition.wait` takes its lock back, leaves a lock held for ever, or l
 that wants it then hangs, and with the thread that reads for the runtime, all that waits for a worker.
 
 Here the interrupt is put off while a lock is held, and comes where nothing is: when a lock was released, or in a wait, which is
-one step of a lock that nobody else takes. What is done with a lock held is therefore done as a whole.
+one step of a lock that nobody else takes. What is done with a lock held is therefore done as a whole. Nor is it disturbed by
+finalizers, and by handlers of other signals, which know that a lock is held (see `reentry`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from _thread import LockType, allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from shmwasm.posix.reentry import enter, forget_holders, leave
 from shmwasm.posix.signals import handle_interrupts, interrupts_let_through, know_main_thread, put_off_interrupts
 
 if TYPE_CHECKING:
@@ -29,14 +31,17 @@ if TYPE_CHECKING:
 _FIRST_SLEEP: Final = 0.01
 
 
-class Lock:
-    """A lock. The thread that holds it may take it again, as a finalizer may run anywhere."""
+class Turn:
+    """A lock that is held over waits. The thread that holds it may take it again.
+
+    Finalizers and handlers need not mind that it is held; so it is taken before any other lock, and never by the thread that
+    others wait for.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
-    def acquire(self) -> bool:
-        """Take it."""
+    def __enter__(self) -> bool:
         put_off_interrupts()
         try:
             return self._lock.acquire()
@@ -44,15 +49,39 @@ class Lock:
             handle_interrupts()
             raise
 
-    def release(self) -> None:
-        """Let go of it; an interrupt that arrived meanwhile is handled now."""
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.release()
+        handle_interrupts()
+
+
+class Lock:
+    """A lock that is held for a moment. The thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self) -> bool:
+        """Take it."""
+        put_off_interrupts()
+        enter()
+        try:
+            return self._lock.acquire()
+        except BaseException:
+            leave()
+            handle_interrupts()
+            raise
+
+    def release(self) -> None:
+        """Let go of it; what was put off meanwhile is done now, and an interrupt that has arrived is handled."""
+        self._lock.release()
+        leave()
         handle_interrupts()
 
     __enter__ = acquire
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.release()
+        leave()
         handle_interrupts()
 
 
@@ -71,10 +100,12 @@ class Condition(Lock):
         waiter = _new_waiter()
         self._waiters.append(waiter)
         self._lock.release()
+        leave()
         try:
             with interrupts_let_through(most=1):
                 return _wait(waiter, timeout)
         finally:
+            enter()
             self._lock.acquire()
             _take_out(self._waiters, waiter)
 
@@ -133,6 +164,7 @@ def _know_main_thread() -> None:
 
 _know_main_thread()
 os.register_at_fork(after_in_child=_know_main_thread)
+os.register_at_fork(after_in_child=forget_holders)
 
 
 def _new_waiter() -> LockType:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from shmwasm.errors import ArgumentError, ClosedError, CoordinatorLostError, PeerRefusedError, UnsupportedError, shown
 from shmwasm.posix.channels import Channel, peer_credentials
+from shmwasm.posix.signals import interrupts_let_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,12 +142,14 @@ def connect(address: Address) -> Channel:
 
 def _connect(connection: socket.socket, address: str) -> None:
     if address.startswith("\0"):
-        connection.connect(address)
+        with interrupts_let_through():  # whoever listens may be stopped
+            connection.connect(address)
         return
     directory, name = os.path.split(Path(address).absolute())
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        connection.connect(f"/proc/self/fd/{descriptor}/{name}")
+        with interrupts_let_through():
+            connection.connect(f"/proc/self/fd/{descriptor}/{name}")
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any one step of some work: as if the signal had arrived just before it.
+"""Ctrl-C at any one step of some work, as if the signal had arrived just before it; or something else that is done there.
 
 Theory
 ------
@@ -80,10 +80,42 @@ def interrupt(work: Callable[[], object], step: int) -> bool:
     return steps.interrupted
 
 
-def chosen(work: Callable[[], object], most: int) -> Iterator[int]:
-    """Do some work again and again, interrupted at one step each time: at all of them, or so many at random. Give the steps."""
+def do_on_top(work: Callable[[], object], step: int, something: Callable[[], object]) -> None:
+    """Do some work, and something else on top of it just before that step, if it has as many: so does a finalizer."""
+    taken = 0
+
+    def enter(frame: FrameType, _event: str, _argument: object) -> Any:
+        frame.f_trace_opcodes = True
+        return take
+
+    def take(_frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal taken
+        taken += event == "opcode"
+        if taken == step and event == "opcode":
+            sys.settrace(None)
+            something()
+        return take
+
+    tracing = sys.gettrace()
+    try:
+        sys.settrace(enter)
+        work()
+    finally:
+        sys.settrace(tracing)
+
+
+def chosen(
+    work: Callable[[], object], most: int, something: Callable[[Callable[[], object], int], object] = interrupt
+) -> Iterator[int]:
+    """Do some work again and again, interrupted at one step each time: at all of them, or so many at random. Give the steps.
+
+    Args:
+        work: The work.
+        most: How many steps at most.
+        something: Does the work, up to the step where it is interrupted, or otherwise disturbed.
+    """
     work()  # what is done the first time only is not done again
     steps = range(1, count(work) + 1)
     for step in steps if len(steps) <= most else random.sample(steps, most):
-        interrupt(work, step)
+        something(work, step)
         yield step

@@ -253,6 +253,25 @@ def test_a_broadcast_waits_for_an_instance_that_is_being_replaced(shared_runtime
             assert pool.broadcast("add", 1, 2) == [3, 3]
 
 
+def test_a_runtime_closes_whichever_step_of_opening_or_closing_it_ctrl_c_ended(shared_runtime: Runtime) -> None:
+    """Its thread and its descriptors are looked for after each test."""
+
+    class Kept(Runtime):
+        def __init__(self) -> None:
+            kept.append(self)  # or nobody would have one whose opening had just ended
+            super().__init__(connect=shared_runtime.address)
+
+    def come_and_go() -> None:
+        with Kept() as runtime:
+            runtime.create_shared_heap(1)
+
+    kept: list[Runtime] = []
+    for _ in steps.chosen(come_and_go, STEPS):
+        while kept:
+            kept.pop().close()
+        eventually(lambda: shared_runtime.status()["clients"] == 1)
+
+
 TOGETHER = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGVTALRM, signal.SIGPROF, signal.SIGXCPU)
 """Not SIGALRM, with which a test that hangs is ended."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import threading
 import time
@@ -13,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import steps
-from shmwasm.posix.conditions import Condition, Event, Lock
+from shmwasm.errors import UnsupportedError
+from shmwasm.posix.conditions import Condition, Event, Lock, Turn
+from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 from waiting import PATIENCE, eventually
 
 ALL = 1 << 30
 
 
-def is_free(lock: Lock) -> bool:
+def is_free(lock: Lock | Turn) -> bool:
     """Return whether another thread gets the lock."""
 
     def take() -> bool:
@@ -257,3 +260,84 @@ def test_ctrl_c_ends_a_wait_for_an_event() -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     pressing.join()
+
+
+# ---------------------------------------------------------------- on top of a lock (see `reentry`)
+
+
+def test_a_thread_that_holds_a_lock_is_refused_what_would_wait_and_others_are_not() -> None:
+    lock, refusals = Lock(), []
+
+    def ask() -> None:
+        try:
+            refuse_on_top("waiting")
+        except UnsupportedError as refusal:
+            refusals.append(refusal)
+
+    with lock, lock:
+        ask()
+        in_thread(ask).join()
+        assert on_top_of_lock()
+    ask()
+    assert not on_top_of_lock()
+    assert len(refusals) == 1
+
+
+def test_what_is_put_off_is_done_once_the_last_lock_is_let_go_of_and_in_order() -> None:
+    one, another, done = Lock(), Lock(), []
+    with one:
+        with another:
+            for number in range(2):
+                afterwards(lambda number=number: done.append((number, is_free(one), on_top_of_lock())))
+        assert not done
+    assert done == [(0, True, False), (1, True, False)]
+
+
+def test_what_is_put_off_is_done_where_the_lock_is_let_go_of_in_a_wait() -> None:
+    condition = Condition()
+    with condition:
+        done: list[int] = []
+        afterwards(lambda: done.append(1))
+        condition.wait(0.01)
+        assert done == [1]
+        assert on_top_of_lock()
+    assert not on_top_of_lock()
+
+
+def test_what_is_put_off_and_fails_is_logged_and_the_rest_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    lock, done = Lock(), []
+    with lock:
+        afterwards(lambda: 1 // 0)
+        afterwards(lambda: done.append(1))
+    assert done == [1]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_turn_may_be_held_over_a_wait() -> None:
+    turn = Turn()
+    with turn, turn:
+        refuse_on_top("waiting")
+    assert is_free(turn)
+
+
+def test_a_forked_child_knows_nothing_of_its_parents_locks() -> None:
+    lock = Lock()
+    with lock:
+        child = os.fork()
+        if not child:
+            os._exit(1 if on_top_of_lock() else 0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("work", ["lock", "wait"])
+def test_no_step_leaves_a_thread_a_holder_of_what_it_has_let_go_of(work: str) -> None:
+    what = Condition()
+
+    def hold() -> None:
+        with what:
+            if work == "wait":
+                what.wait(0.001)
+
+    for _ in steps.chosen(hold, 400):
+        assert not on_top_of_lock()
+        assert is_free(what)
