@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmwasm.addresses import WINDOW_END, AppAddress, unsigned32
 from shmwasm.core.allocator import Core
-from shmwasm.core.rings import WorkerRing
+from shmwasm.core.worker_ring import WorkerRing
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.callers import Region
 from shmwasm.engine.heap_memory import check_memories
