@@ -24,7 +24,7 @@ from shmwasm.protocol import messages
 if TYPE_CHECKING:
     import wasmtime
 
-    from shmwasm.core.allocator import HeapSlot
+    from shmwasm.core.heap_slots import HeapSlot
     from shmwasm.engine.modules import ImportName, ModuleDescription
     from shmwasm.engine.windows import Window
     from shmwasm.worker.links import ControlLink
