@@ -8,15 +8,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
-from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
+from shmwasm.client.closing import AsyncClosing
 from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport, calls_here
 from shmwasm.client.futures import SafeFuture
@@ -34,11 +34,8 @@ from shmwasm.posix.reentry import afterwards, on_top_of_lock
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
-if TYPE_CHECKING:
-    from types import TracebackType
 
-
-class Instance:
+class Instance(AsyncClosing):
     """An instance of a module, in a worker process; made by `Runtime.spawn`.
 
     It runs one call at a time; further calls wait in line. Calling its methods from several threads at once is safe.
@@ -324,20 +321,6 @@ class Instance:
         """Take the instance away from a forked child."""
         self._closed = True
         self._path.abandon("belongs to the parent process")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
-
-        await asyncio.wrap_future(in_background(self.close, "shmwasm-instance-close"))
 
     def __repr__(self) -> str:
         return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"

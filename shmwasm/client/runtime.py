@@ -12,14 +12,14 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from shmwasm import errors
 from shmwasm.addresses import HeapOffset
 from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
-from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
+from shmwasm.client.closing import AsyncClosing
 from shmwasm.client.connection import Connection, Receiver, Reply
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
@@ -41,9 +41,6 @@ from shmwasm.posix.segments import Source
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 ENDING_PATIENCE = 1.0
 """Seconds that a close waits for the private coordinator to end. It goes on while another process, such as one that unpickled a
 block, is its client; then it is reaped later."""
@@ -54,7 +51,7 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _runtimes_lock = Lock()
 
 
-class Runtime:
+class Runtime(AsyncClosing):
     """A connection to a coordinator: makes heaps, loads modules, spawns instances.
 
     Args:
@@ -400,20 +397,6 @@ class Runtime:
             for instance in list(self._instances.values()):
                 ending.callback(instance.discard)
                 ending.callback(instance.kill)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
-
-        await asyncio.wrap_future(in_background(self.close, "shmwasm-runtime-close"))
 
     def open_by_token(self, token: str) -> SharedHeap:
         """Open a heap by its capability's token; the same heap object every time."""
