@@ -21,8 +21,8 @@ from shmwasm.client.connection import Connection, Receiver, Reply, close_descrip
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport, calls_here
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
-from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
+from shmwasm.client.spawn_options import SpawnOptions
 from shmwasm.core.allocator import Core
 from shmwasm.engine.callbacks import converted_results
 from shmwasm.engine.callers import Caller, Region
@@ -56,24 +56,21 @@ class Instance(AsyncClosing):
         self,
         spawned: messages.Spawned,
         channel: Channel,
-        module: Module,
+        options: SpawnOptions,
         *,
         core: Core,
-        shared_heap: SharedHeap | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
         number_of: Callable[[SharedHeap], int],
         forget: Callable[[Instance], None],
     ) -> None:
-        self.module = module
+        self.module = options.module
         self.number = spawned.instance
         self.pid = spawned.pid
-        self.fuel = fuel
-        self.fresh = fresh is not None
-        self._shared_heap = shared_heap
+        self.fuel = options.fuel
+        self.fresh = options.fresh is not None
+        self._shared_heap = options.shared_heap
         self._connection = connection
         self._receiver = receiver
         self._heaps_of = heaps_of
@@ -92,16 +89,16 @@ class Instance(AsyncClosing):
             spawned.instance,
             worker=spawned.pid,
             core=core,
-            functions=module.signatures,
+            functions=self.module.signatures,
             channel=channel,
             receiver=receiver,
             host_function=self._run_host_function,
             kill=partial(kill_soon, connection, spawned.instance),
-            translate=module.translate,
+            translate=self.module.translate,
             # A worker that does not come back from preparing ends itself after the same grace.
-            preparation=0.0 if fresh is None else (fresh.time_limit or 0.0) + GRACE,
+            preparation=0.0 if options.fresh is None else (options.fresh.time_limit or 0.0) + GRACE,
         )
-        self.exports = Exports(module, self.number, self._bind)
+        self.exports = Exports(self.module, self.number, self._bind)
 
     @property
     def alive(self) -> bool:

@@ -30,6 +30,7 @@ from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_life import OnTrap, pool_options
 from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
+from shmwasm.client.spawn_options import SpawnOptions, spawn_options
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Lock
@@ -251,18 +252,18 @@ class Runtime(AsyncClosing):
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
-        starting = self._begin_spawn(
+        self._check_module(module)
+        options = spawn_options(
             module,
-            shared_heap,
-            wasi,
+            shared_heap=shared_heap,
             read_only=read_only,
             quota=quota,
             memory_limit=memory_limit,
             fuel=fuel,
-            fresh=None,
-            time_limit=checks.time_limit(start_timeout) or None,
+            wasi=wasi,
+            start_timeout=start_timeout,
         )
-        return _await_instances(iter([starting]))[0]
+        return _await_instances(iter([self._begin_spawn(options)]))[0]
 
     def pool(
         self,
@@ -330,25 +331,23 @@ class Runtime(AsyncClosing):
             init=init,
             fresh=fresh,
         )
+        self._check_module(module)
         calls = messages.FreshCalls(init=init is not None, time_limit=options.preparation_timeout) if options.fresh else None
+        each = spawn_options(
+            module,
+            shared_heap=shared_heap,
+            read_only=read_only,
+            quota=quota,
+            memory_limit=memory_limit,
+            fuel=fuel,
+            wasi=wasi,
+            start_timeout=options.start_timeout,
+            fresh=calls,
+        )
 
         def spawn() -> Future[Instance]:
-            return prepared(
-                self._begin_spawn(
-                    module,
-                    shared_heap,
-                    wasi,
-                    read_only=read_only,
-                    quota=quota,
-                    memory_limit=memory_limit,
-                    fuel=fuel,
-                    fresh=calls,
-                    time_limit=options.start_timeout,
-                ),
-                options,
-            )
+            return prepared(self._begin_spawn(each), options)
 
-        self._check_module(module)
         return InstancePool(
             module,
             _await_instances(spawn() for _ in range(options.least)),
@@ -446,44 +445,24 @@ class Runtime(AsyncClosing):
         with _runtimes_lock:
             _runtimes.add(self)
 
-    def _begin_spawn(
-        self,
-        module: Module,
-        shared_heap: SharedHeap | None,
-        wasi: messages.WasiOptions | None,
-        *,
-        read_only: bool,
-        quota: int,
-        memory_limit: int | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
-        time_limit: float | None,
-    ) -> Future[Instance]:
-        self._check_module(module)
-        checks.flag(read_only, "read_only")
-        allowed = checks.whole_number(quota, "a quota of bytes")
-        chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
-        limit = None if memory_limit is None else checks.whole_number(memory_limit, "a memory limit in bytes")
-        if fuel is not None and not module.metered:
-            raise errors.UnsupportedError(f"a limit of fuel for {module!r}", "it was not loaded as a metered one")
-        checks.amount_of_fuel(fuel)
-        plan = module.plan(checks.wasi_options(wasi), memory_limit=limit, fresh=fresh)
+    def _begin_spawn(self, options: SpawnOptions) -> Future[Instance]:
+        self._require_open()
+        chain_head = 0 if options.shared_heap is None else self._heaps.number_of(options.shared_heap)
+        plan = options.plan()
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = SafeFuture()
 
         def finish(answer: Future[Reply]) -> None:
             failure = answer.exception()
             if failure is not None:
-                module.translate(failure)
+                options.module.translate(failure)
                 # Not raised here: its traceback would keep this function, and with it the module, until the next collection.
                 spawned.set_exception(failure)
                 return
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
-                spawned.set_result(
-                    self._add_instance(reply, descriptors[0], module, shared_heap=shared_heap, fuel=fuel, fresh=fresh)
-                )
+                spawned.set_result(self._add_instance(reply, descriptors[0], options))
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
@@ -492,11 +471,11 @@ class Runtime(AsyncClosing):
                 request=number,
                 plan=plan,
                 chain_head=chain_head,
-                read_only=read_only,
-                quota=allowed,
-                time_limit=time_limit,
+                read_only=options.read_only,
+                quota=options.quota,
+                time_limit=options.time_limit,
             ),
-            [module.compiled.descriptor, module.dispatcher.descriptor],
+            [options.module.compiled.descriptor, options.module.dispatcher.descriptor],
             then=finish,
         )
         return spawned
@@ -508,26 +487,14 @@ class Runtime(AsyncClosing):
         if module not in self._modules:
             raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
 
-    def _add_instance(
-        self,
-        spawned: messages.Spawned,
-        descriptor: int,
-        module: Module,
-        *,
-        shared_heap: SharedHeap | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
-    ) -> Instance:
+    def _add_instance(self, spawned: messages.Spawned, descriptor: int, options: SpawnOptions) -> Instance:
         channel = Channel.from_descriptor(descriptor)
         try:
             instance = Instance(
                 spawned,
                 channel,
-                module,
+                options,
                 core=self._allocator.core(),
-                shared_heap=shared_heap,
-                fuel=fuel,
-                fresh=fresh,
                 connection=self._connection,
                 receiver=self._receiver,
                 heaps_of=self._heaps.chain_of,
