@@ -455,7 +455,9 @@ class RingCallPath:
     def _submit_when_there_is_room(self, request: Request) -> int:
         while True:
             with self._lock:
-                answer = layout.RING_LOST if self._lost else self._ring.submit(request)
+                if self._lost:
+                    raise self._refusal()
+                answer = self._ring.submit(request)
                 if answer != layout.RING_FULL:
                     return answer
                 self._room.wait(ROOM_STEP)

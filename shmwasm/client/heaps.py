@@ -11,12 +11,13 @@ import ctypes
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, cast
+from typing import Literal, NoReturn, cast
 
 from shmwasm import errors
 from shmwasm.addresses import WINDOW_END, WINDOW_END_64, AppAddress, HeapOffset, NativeAddress, address32
 from shmwasm.client import checks
 from shmwasm.client.blocks import Block
+from shmwasm.client.closing import Closing
 from shmwasm.client.connection import Connection
 from shmwasm.core import AllocatorStatistics, HeapSlot
 from shmwasm.core.layout import FIRST_PLACE
@@ -26,14 +27,11 @@ from shmwasm.posix.reentry import afterwards, on_top_of_lock
 from shmwasm.posix.signals import interrupts_put_off
 from shmwasm.protocol import messages
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 OnDeath = Literal["keep", "free"]
 """What becomes of a dead process's live blocks: they stay valid for the others, or are freed."""
 
 
-class SharedHeap:
+class SharedHeap(Closing):
     """A heap in shared memory; made by `Runtime.create_shared_heap` and `Runtime.open_shared_heap`.
 
     Calling its methods from several threads at once is safe. It must not be used in a forked child; pickle a block instead.
@@ -248,12 +246,6 @@ class SharedHeap:
     def capability(self) -> tuple[str, str]:
         """Return what another process of this user needs to open the heap: the coordinator's address and the heap's token."""
         return self._address, self._token
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return self.size

@@ -8,21 +8,21 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from shmwasm import errors
 from shmwasm.addresses import AppAddress, address64
 from shmwasm.client import checks
 from shmwasm.client.arguments import Value
-from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
+from shmwasm.client.closing import AsyncClosing
 from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport, calls_here
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
-from shmwasm.client.modules import Module
 from shmwasm.client.side_channel import Number
+from shmwasm.client.spawn_options import SpawnOptions
 from shmwasm.core.allocator import Core
 from shmwasm.engine.callbacks import converted_results
 from shmwasm.engine.callers import Caller, Region
@@ -34,11 +34,8 @@ from shmwasm.posix.reentry import afterwards, on_top_of_lock
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
-if TYPE_CHECKING:
-    from types import TracebackType
 
-
-class Instance:
+class Instance(AsyncClosing):
     """An instance of a module, in a worker process; made by `Runtime.spawn`.
 
     It runs one call at a time; further calls wait in line. Calling its methods from several threads at once is safe.
@@ -59,24 +56,21 @@ class Instance:
         self,
         spawned: messages.Spawned,
         channel: Channel,
-        module: Module,
+        options: SpawnOptions,
         *,
         core: Core,
-        shared_heap: SharedHeap | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
         connection: Connection,
         receiver: Receiver,
         heaps_of: Callable[[SharedHeap], Sequence[SharedHeap]],
         number_of: Callable[[SharedHeap], int],
         forget: Callable[[Instance], None],
     ) -> None:
-        self.module = module
+        self.module = options.module
         self.number = spawned.instance
         self.pid = spawned.pid
-        self.fuel = fuel
-        self.fresh = fresh is not None
-        self._shared_heap = shared_heap
+        self.fuel = options.fuel
+        self.fresh = options.fresh is not None
+        self._shared_heap = options.shared_heap
         self._connection = connection
         self._receiver = receiver
         self._heaps_of = heaps_of
@@ -95,16 +89,16 @@ class Instance:
             spawned.instance,
             worker=spawned.pid,
             core=core,
-            functions=module.signatures,
+            functions=self.module.signatures,
             channel=channel,
             receiver=receiver,
             host_function=self._run_host_function,
             kill=partial(kill_soon, connection, spawned.instance),
-            translate=module.translate,
+            translate=self.module.translate,
             # A worker that does not come back from preparing ends itself after the same grace.
-            preparation=0.0 if fresh is None else (fresh.time_limit or 0.0) + GRACE,
+            preparation=0.0 if options.fresh is None else (options.fresh.time_limit or 0.0) + GRACE,
         )
-        self.exports = Exports(module, self.number, self._bind)
+        self.exports = Exports(self.module, self.number, self._bind)
 
     @property
     def alive(self) -> bool:
@@ -324,20 +318,6 @@ class Instance:
         """Take the instance away from a forked child."""
         self._closed = True
         self._path.abandon("belongs to the parent process")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
-
-        await asyncio.wrap_future(in_background(self.close, "shmwasm-instance-close"))
 
     def __repr__(self) -> str:
         return f"<instance {self.number} of {self.module.name!r} in process {self.pid}>"

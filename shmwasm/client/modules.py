@@ -7,10 +7,11 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 from shmwasm import errors
 from shmwasm.client import checks
+from shmwasm.client.closing import Closing
 from shmwasm.core import layout
 from shmwasm.core.dispatching import cells_of
 from shmwasm.engine.compiling import CompiledModule
@@ -18,9 +19,6 @@ from shmwasm.engine.modules import FunctionType, GlobalType, ImportName, OtherTy
 from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
 from shmwasm.protocol import messages
 from shmwasm.rewrite.rewriting import WASI_MODULE
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 NATIVE_IMPORTS = frozenset(("env", f"shared_heap_{name}") for name in ("malloc", "free", "self", "peer_alive"))
 """What every instance is given natively, without being asked."""
@@ -53,7 +51,7 @@ def on_client(function: Callable[..., Any]) -> OnClient:
     return OnClient(function)
 
 
-class Module:
+class Module(Closing):
     """A compiled module; made by `Runtime.load`, and usable with that runtime for as many instances as one likes.
 
     `close` releases its code's descriptor, as does the runtime's; so does forgetting the module.
@@ -162,12 +160,6 @@ class Module:
         """Let go of the code: no further instance can be made. Those that are there go on. Twice is fine."""
         self.compiled.close()
         self.dispatcher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<module {self.name!r} with {len(self.exports)} exported functions>"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from shmwasm.client.arguments import Value
 from shmwasm.client.asynchronous_maps import AsyncResults
 from shmwasm.client.background import in_background
+from shmwasm.client.closing import done_in_background
 from shmwasm.client.columns import Source
 from shmwasm.client.connection import Receiver
 from shmwasm.client.futures import ReceivedFuture
@@ -324,10 +325,8 @@ class InstancePool(Executor):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
-
         self._dispatcher.shut(cancel=kind is not None)
-        await asyncio.wrap_future(in_background(self._finish, "shmwasm-pool-shutdown"))
+        await done_in_background(self._finish, "shmwasm-pool-shutdown")
 
     def __repr__(self) -> str:
         return f"<pool of {self._options.least} instances>"

@@ -12,14 +12,14 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from shmwasm import errors
 from shmwasm.addresses import HeapOffset
 from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
-from shmwasm.client.background import in_background
 from shmwasm.client.blocks import Block
+from shmwasm.client.closing import AsyncClosing
 from shmwasm.client.connection import Connection, Receiver, Reply
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
@@ -30,6 +30,7 @@ from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_life import OnTrap, pool_options
 from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
+from shmwasm.client.spawn_options import SpawnOptions, spawn_options
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Lock
@@ -41,9 +42,6 @@ from shmwasm.posix.segments import Source
 from shmwasm.posix.signals import interrupts_let_through, interrupts_put_off
 from shmwasm.protocol import messages
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 ENDING_PATIENCE = 1.0
 """Seconds that a close waits for the private coordinator to end. It goes on while another process, such as one that unpickled a
 block, is its client; then it is reaped later."""
@@ -54,7 +52,7 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 _runtimes_lock = Lock()
 
 
-class Runtime:
+class Runtime(AsyncClosing):
     """A connection to a coordinator: makes heaps, loads modules, spawns instances.
 
     Args:
@@ -254,18 +252,18 @@ class Runtime:
             AttachError: The chain cannot be attached to it.
         """
         self._receiver.check_may_block()
-        starting = self._begin_spawn(
+        self._check_module(module)
+        options = spawn_options(
             module,
-            shared_heap,
-            wasi,
+            shared_heap=shared_heap,
             read_only=read_only,
             quota=quota,
             memory_limit=memory_limit,
             fuel=fuel,
-            fresh=None,
-            time_limit=checks.time_limit(start_timeout) or None,
+            wasi=wasi,
+            start_timeout=start_timeout,
         )
-        return _await_instances(iter([starting]))[0]
+        return _await_instances(iter([self._begin_spawn(options)]))[0]
 
     def pool(
         self,
@@ -333,25 +331,23 @@ class Runtime:
             init=init,
             fresh=fresh,
         )
+        self._check_module(module)
         calls = messages.FreshCalls(init=init is not None, time_limit=options.preparation_timeout) if options.fresh else None
+        each = spawn_options(
+            module,
+            shared_heap=shared_heap,
+            read_only=read_only,
+            quota=quota,
+            memory_limit=memory_limit,
+            fuel=fuel,
+            wasi=wasi,
+            start_timeout=options.start_timeout,
+            fresh=calls,
+        )
 
         def spawn() -> Future[Instance]:
-            return prepared(
-                self._begin_spawn(
-                    module,
-                    shared_heap,
-                    wasi,
-                    read_only=read_only,
-                    quota=quota,
-                    memory_limit=memory_limit,
-                    fuel=fuel,
-                    fresh=calls,
-                    time_limit=options.start_timeout,
-                ),
-                options,
-            )
+            return prepared(self._begin_spawn(each), options)
 
-        self._check_module(module)
         return InstancePool(
             module,
             _await_instances(spawn() for _ in range(options.least)),
@@ -401,20 +397,6 @@ class Runtime:
                 ending.callback(instance.discard)
                 ending.callback(instance.kill)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
-
-        await asyncio.wrap_future(in_background(self.close, "shmwasm-runtime-close"))
-
     def open_by_token(self, token: str) -> SharedHeap:
         """Open a heap by its capability's token; the same heap object every time."""
         self._require_open()
@@ -463,44 +445,24 @@ class Runtime:
         with _runtimes_lock:
             _runtimes.add(self)
 
-    def _begin_spawn(
-        self,
-        module: Module,
-        shared_heap: SharedHeap | None,
-        wasi: messages.WasiOptions | None,
-        *,
-        read_only: bool,
-        quota: int,
-        memory_limit: int | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
-        time_limit: float | None,
-    ) -> Future[Instance]:
-        self._check_module(module)
-        checks.flag(read_only, "read_only")
-        allowed = checks.whole_number(quota, "a quota of bytes")
-        chain_head = 0 if shared_heap is None else self._heaps.number_of(shared_heap)
-        limit = None if memory_limit is None else checks.whole_number(memory_limit, "a memory limit in bytes")
-        if fuel is not None and not module.metered:
-            raise errors.UnsupportedError(f"a limit of fuel for {module!r}", "it was not loaded as a metered one")
-        checks.amount_of_fuel(fuel)
-        plan = module.plan(checks.wasi_options(wasi), memory_limit=limit, fresh=fresh)
+    def _begin_spawn(self, options: SpawnOptions) -> Future[Instance]:
+        self._require_open()
+        chain_head = 0 if options.shared_heap is None else self._heaps.number_of(options.shared_heap)
+        plan = options.plan()
         self._allocator.core()  # made here, as the receiver, which will need it, should not take so long
         spawned: Future[Instance] = SafeFuture()
 
         def finish(answer: Future[Reply]) -> None:
             failure = answer.exception()
             if failure is not None:
-                module.translate(failure)
+                options.module.translate(failure)
                 # Not raised here: its traceback would keep this function, and with it the module, until the next collection.
                 spawned.set_exception(failure)
                 return
             try:
                 reply, descriptors = answer.result()
                 assert isinstance(reply, messages.Spawned)
-                spawned.set_result(
-                    self._add_instance(reply, descriptors[0], module, shared_heap=shared_heap, fuel=fuel, fresh=fresh)
-                )
+                spawned.set_result(self._add_instance(reply, descriptors[0], options))
             except BaseException as error:  # noqa: BLE001  it belongs to whoever waits
                 spawned.set_exception(error)
 
@@ -509,11 +471,11 @@ class Runtime:
                 request=number,
                 plan=plan,
                 chain_head=chain_head,
-                read_only=read_only,
-                quota=allowed,
-                time_limit=time_limit,
+                read_only=options.read_only,
+                quota=options.quota,
+                time_limit=options.time_limit,
             ),
-            [module.compiled.descriptor, module.dispatcher.descriptor],
+            [options.module.compiled.descriptor, options.module.dispatcher.descriptor],
             then=finish,
         )
         return spawned
@@ -525,26 +487,14 @@ class Runtime:
         if module not in self._modules:
             raise errors.ArgumentError(f"{errors.shown(module)} is not a module that this runtime loaded")
 
-    def _add_instance(
-        self,
-        spawned: messages.Spawned,
-        descriptor: int,
-        module: Module,
-        *,
-        shared_heap: SharedHeap | None,
-        fuel: int | None,
-        fresh: messages.FreshCalls | None,
-    ) -> Instance:
+    def _add_instance(self, spawned: messages.Spawned, descriptor: int, options: SpawnOptions) -> Instance:
         channel = Channel.from_descriptor(descriptor)
         try:
             instance = Instance(
                 spawned,
                 channel,
-                module,
+                options,
                 core=self._allocator.core(),
-                shared_heap=shared_heap,
-                fuel=fuel,
-                fresh=fresh,
                 connection=self._connection,
                 receiver=self._receiver,
                 heaps_of=self._heaps.chain_of,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from shmwasm.core.allocator import RUN, AllocatorStatistics, Core, CoreHooks, HeapSlot
+from shmwasm.core.allocator import Core, CoreHooks
 from shmwasm.core.authority import HeapAuthority
+from shmwasm.core.heap_slots import RUN, AllocatorStatistics, HeapSlot
 from shmwasm.core.metadata import metadata_size, states_offset, states_range
 
 CORE_MODULE: Final = Path(__file__).with_name("core.wasm")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 from shmwasm.addresses import WASM_PAGE, AppAddress
 from shmwasm.core import layout
-from shmwasm.core.allocator import AllocatorStatistics, Core, HeapSlot, pairs_of
+from shmwasm.core.allocator import Core
+from shmwasm.core.heap_slots import AllocatorStatistics, HeapSlot, pairs_of
 from shmwasm.core.metadata import metadata_size
 from shmwasm.errors import ArgumentError
 from shmwasm.protocol.messages import SlabRange

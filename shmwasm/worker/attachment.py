@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from shmwasm.addresses import WINDOW_END, AppAddress, unsigned32
 from shmwasm.core.allocator import Core
-from shmwasm.core.rings import WorkerRing
+from shmwasm.core.worker_ring import WorkerRing
 from shmwasm.engine.callbacks import new_host_function
 from shmwasm.engine.callers import Region
 from shmwasm.engine.heap_memory import check_memories
@@ -24,7 +24,7 @@ from shmwasm.protocol import messages
 if TYPE_CHECKING:
     import wasmtime
 
-    from shmwasm.core.allocator import HeapSlot
+    from shmwasm.core.heap_slots import HeapSlot
     from shmwasm.engine.modules import ImportName, ModuleDescription
     from shmwasm.engine.windows import Window
     from shmwasm.worker.links import ControlLink

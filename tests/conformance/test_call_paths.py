@@ -24,7 +24,7 @@ from shmwasm.client.connection import Receiver
 from shmwasm.core import CORE_MODULE, Core, layout
 from shmwasm.core.dispatching import dispatched
 from shmwasm.core.requests import arguments_format, results_format
-from shmwasm.core.rings import WorkerRing
+from shmwasm.core.worker_ring import WorkerRing
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.modules import FunctionType
 from shmwasm.engine.nests import new_store

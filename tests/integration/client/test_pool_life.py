@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,14 @@ def test_an_empty_pool_makes_instances_when_they_are_needed(shared_runtime: Runt
         assert list(pool.map("add", range(100), range(100))) == [2 * number for number in range(100)]
         eventually(lambda: pool.instances == [])
         assert pool.submit("add", 1, 2).result(PATIENCE) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"quota": -1}, {"memory_limit": "x"}, {"fuel": 5}, {"read_only": 1}, {"wasi": 5}])
+def test_what_instances_cannot_be_is_refused_before_an_empty_pool_makes_one(
+    shared_runtime: Runtime, echo_module: Module, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises((errors.ArgumentError, errors.UnsupportedError)):
+        shared_runtime.pool(echo_module, min_size=0, **wrong)
 
 
 def test_a_worker_that_is_killed_as_it_starts_takes_no_calls_with_it(shared_runtime: Runtime, heap: SharedHeap) -> None:

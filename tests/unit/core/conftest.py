@@ -13,7 +13,8 @@ from shmwasm.addresses import WASM_PAGE, WINDOW_END
 from shmwasm.core import CORE_MODULE, RUN, Core, HeapAuthority, layout, metadata_size
 from shmwasm.core.dispatching import BELLS, CORE, FUEL, GUEST, cells_of, dispatched, dispatcher_text
 from shmwasm.core.dispatching import RUN as DISPATCHER_RUN
-from shmwasm.core.rings import ClientRing, WorkerRing
+from shmwasm.core.rings import ClientRing
+from shmwasm.core.worker_ring import WorkerRing
 from shmwasm.engine.config import new_engine
 from shmwasm.engine.natives import native_function
 from shmwasm.posix import bells

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from processes import descriptors_of
 from shmwasm.core import layout
 from shmwasm.core.requests import EndedCall
-from shmwasm.core.rings import ClientRing, WorkerRing, new_sealed_memory
+from shmwasm.core.rings import ClientRing, new_sealed_memory
+from shmwasm.core.worker_ring import WorkerRing
 from shmwasm.engine.modules import FunctionType
 from shmwasm.errors import ArgumentError, ClosedError, ProtocolError
 from shmwasm.posix import bells
