@@ -32,7 +32,7 @@ from shmwasm import errors
 from shmwasm.client import checks
 from shmwasm.client.asynchronous import Call, Target
 from shmwasm.client.clocks import Clock
-from shmwasm.client.connection import Receiver
+from shmwasm.client.receiving import Receiver
 from shmwasm.client.side_channel import HostFunction, MemoryAnswered, Number, SideChannel
 from shmwasm.client.sleeping import Sleepers
 from shmwasm.client.spinning import pollers

@@ -16,8 +16,8 @@ from shmwasm.client.arguments import Value, converters, results_of
 from shmwasm.client.asynchronous import Call
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import RingCallPath, new_clock
-from shmwasm.client.connection import complete
 from shmwasm.client.futures import ReceivedFuture
+from shmwasm.client.receiving import complete
 from shmwasm.engine.numbers import is_complex
 from shmwasm.posix.reentry import afterwards, holders, on_top_of_lock
 from shmwasm.posix.signals import interrupts_put_off

@@ -17,10 +17,11 @@ from shmwasm.client.arguments import Value
 from shmwasm.client.blocks import Block
 from shmwasm.client.calls import GRACE, RingCallPath
 from shmwasm.client.closing import AsyncClosing
-from shmwasm.client.connection import Connection, Receiver, Reply, close_descriptors
+from shmwasm.client.connection import Connection, Reply, close_descriptors
 from shmwasm.client.exports import BoundExport, Exports, MeteredExport, calls_here
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heaps import SharedHeap
+from shmwasm.client.receiving import Receiver
 from shmwasm.client.side_channel import Number
 from shmwasm.client.spawn_options import SpawnOptions
 from shmwasm.core.allocator import Core

@@ -29,7 +29,6 @@ from typing import Any, Final
 
 from shmwasm import errors
 from shmwasm.client.blocks import Block
-from shmwasm.client.connection import Receiver, complete
 from shmwasm.client.instances import Instance
 from shmwasm.client.mapping import Lot, Mapping
 from shmwasm.client.pool_life import Growth, PoolOptions
@@ -38,6 +37,7 @@ from shmwasm.client.pool_members import Member, Members, Spawn
 from shmwasm.client.pool_notes import Notes
 from shmwasm.client.pool_queue import PoolQueue
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.client.receiving import Receiver, complete
 from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 
 COMPLETION: Final = 5.0

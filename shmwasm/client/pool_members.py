@@ -20,12 +20,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from shmwasm import errors
-from shmwasm.client.connection import Receiver
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.pool_life import Growth, PoolOptions, idle_too_long
 from shmwasm.client.pool_lines import Flight, Job, Landing, Line
 from shmwasm.client.pool_notes import Notes
+from shmwasm.client.receiving import Receiver
 
 Spawn = Callable[[], Future[Instance]]
 

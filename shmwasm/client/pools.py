@@ -14,7 +14,6 @@ from shmwasm.client.asynchronous_maps import AsyncResults
 from shmwasm.client.background import in_background
 from shmwasm.client.closing import done_in_background
 from shmwasm.client.columns import Source
-from shmwasm.client.connection import Receiver
 from shmwasm.client.futures import ReceivedFuture
 from shmwasm.client.instances import Instance
 from shmwasm.client.map_options import MapOptions, wishes_of
@@ -26,6 +25,7 @@ from shmwasm.client.pool_life import PoolOptions
 from shmwasm.client.pool_lines import Job
 from shmwasm.client.pool_members import Spawn
 from shmwasm.client.pool_statistics import PoolStatistics
+from shmwasm.client.receiving import Receiver
 from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
 

@@ -20,7 +20,7 @@ from shmwasm.client import checks
 from shmwasm.client.allocator import ClientAllocator
 from shmwasm.client.blocks import Block
 from shmwasm.client.closing import AsyncClosing
-from shmwasm.client.connection import Connection, Receiver, Reply
+from shmwasm.client.connection import Connection, Reply
 from shmwasm.client.futures import SafeFuture
 from shmwasm.client.heap_book import LONGEST_NAME, HeapBook
 from shmwasm.client.heaps import OnDeath, SharedHeap
@@ -30,6 +30,7 @@ from shmwasm.client.pool_dispatch import Dispatcher
 from shmwasm.client.pool_life import OnTrap, pool_options
 from shmwasm.client.pool_lines import prepared
 from shmwasm.client.pools import InstancePool
+from shmwasm.client.receiving import Receiver
 from shmwasm.client.spawn_options import SpawnOptions, spawn_options
 from shmwasm.client.starting import start_private_coordinator
 from shmwasm.posix.channels import Channel
@@ -553,7 +554,7 @@ def _note_exit(instance: Instance, exit_signal: int | None, exit_code: int | Non
     """Tell an instance that its worker is gone. If that fails, which only a bug can, all others and the connection go on."""
     try:
         instance.exited(exit_signal, exit_code)
-    except BaseException:  # noqa: BLE001  this is the receiver thread: see `connection`
+    except BaseException:  # noqa: BLE001  this is the receiver thread: see `receiving`
         _log.critical("the end of %r could not be handled", instance, exc_info=True)
 
 

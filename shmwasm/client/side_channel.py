@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from shmwasm import errors
-from shmwasm.client.connection import Receiver, close_descriptors, error_of
+from shmwasm.client.connection import close_descriptors, error_of
+from shmwasm.client.receiving import Receiver
 from shmwasm.posix.channels import Channel
 from shmwasm.posix.conditions import Condition
 from shmwasm.protocol import codec, messages

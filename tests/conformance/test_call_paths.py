@@ -20,7 +20,7 @@ from shmwasm import errors
 from shmwasm.client import calls
 from shmwasm.client.asynchronous import BatchCall, Call
 from shmwasm.client.calls import RingCallPath, new_clock
-from shmwasm.client.connection import Receiver
+from shmwasm.client.receiving import Receiver
 from shmwasm.core import CORE_MODULE, Core, layout
 from shmwasm.core.dispatching import dispatched
 from shmwasm.core.requests import arguments_format, results_format

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 import pytest
 
 from shmwasm import Instance, Module, Runtime, SharedHeap, errors, on_client
-from shmwasm.client.connection import Receiver
+from shmwasm.client.receiving import Receiver
 
 
 def read_what_is_not_unicode(_: object) -> None:
