@@ -32,7 +32,7 @@ bench:  ## measure the budgets beside their peers: a table, JSON, and the page w
 	$(PYTHON) -m benchmarks --page docs/benchmarks
 
 soak:  ## the stress suite, over and over, until it fails or is interrupted
-	while SHMWASM_STRESS=$${SHMWASM_STRESS:-5} pytest -n auto tests/stress; do :; done
+	while SHMWASM_STRESS=$${SHMWASM_STRESS:-5} pytest -n auto tests/stress tests/integration/client/test_reentry.py; do :; done
 
 docs:  ## build the documentation into docs/_build
 	sphinx-build --fail-on-warning --builder html docs docs/_build/html

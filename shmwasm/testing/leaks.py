@@ -26,8 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-PATIENCE = 5.0
-"""Seconds that leftovers get to go away."""
+PATIENCE = 30.0
+"""Seconds that leftovers get to go away, on a machine however busy; waited in full only if some do not."""
 
 MARK: Final = "SHMWASM_TEST_PROCESS"
 """The environment variable that marks descendants."""

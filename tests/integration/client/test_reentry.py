@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,8 +19,13 @@ from shmwasm.posix.conditions import Lock
 from shmwasm.posix.reentry import on_top_of_lock
 from waiting import PATIENCE, eventually
 
-STEPS = 60
+SCALE = float(os.environ.get("SHMWASM_STRESS", "1"))
+
+STEPS = round(24 * SCALE)
 """At how many steps, chosen at random, each kind of work is disturbed, by one kind of finalizer after the other."""
+
+ENDS = round(60 * SCALE)
+"""At how many steps of a call its instance is ended, chosen at random."""
 
 
 class Bench:
@@ -319,7 +325,7 @@ def test_ending_an_instance_on_top_of_its_call_ends_or_is_refused_at_any_step(
             pool.shutdown()
             used.renew()
 
-    for _ in steps.chosen(used.work, STEPS if how != "kill" else STEPS // 4, disturb):
+    for _ in steps.chosen(used.work, ENDS if how != "kill" else ENDS // 4, disturb):
         pass
     used.pool.shutdown()
     # A call by name holds hardly any lock: at none of the chosen steps, it may be.
