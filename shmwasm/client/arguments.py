@@ -11,6 +11,7 @@ from shmwasm.client.blocks import Block
 from shmwasm.client.side_channel import Number
 from shmwasm.engine.modules import FunctionType
 from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
+from shmwasm.posix.signals import raises_again
 
 Value = SupportsIndex | float
 """What can be passed to a guest: integers (and blocks, as the address at which the guest sees them) and floats."""
@@ -61,6 +62,8 @@ def _number(export: str, place: int, parameter: str, argument: Value) -> Number:
     try:
         value = number_of(parameter, argument)
     except Exception as failure:  # the argument's own code ran
+        if not raises_again(lambda: number_of(parameter, argument)):
+            raise
         raise errors.ArgumentError(
             f"argument {place} of {export!r} must be of type {parameter}, not {errors.shown(argument)}"
         ) from failure

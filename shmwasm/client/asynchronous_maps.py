@@ -5,12 +5,15 @@ Theory
 What `Mapping.results` does in a thread that waits, this does in an event loop that does not: where there is nothing to do, it
 awaits a future, which whoever brings a result completes. Nothing is begun before the first `await`, as with any coroutine, so
 what is dropped unused leaves nothing behind.
+
+One asynchronous generator does it all. Where a second one closed it, which happens to what is dropped, another thread's garbage
+collection now and then took it for garbage as it ran (in Python 3.11).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmwasm.client.mapping import Mapping
@@ -32,7 +35,8 @@ class AsyncResults(AsyncIterator[Any]):
         self._begin = begin
         self._into_array = into_array
         self._begun = False
-        self._values = self._each_value()
+        self._parts = _parts(self._start)
+        self._part: Iterator[Any] = iter(())
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Return a list of the results, or the array that they were written to, or the part of it that was filled."""
@@ -40,24 +44,22 @@ class AsyncResults(AsyncIterator[Any]):
 
     async def __anext__(self) -> Any:
         """Return the next result, or raise what its call raised."""
-        return await anext(self._values)
+        if self._into_array:
+            raise ArgumentError("a map with out gives no results one by one: await it")
+        while True:
+            for value in self._part:
+                return value
+            self._part = iter(await anext(self._parts))
 
     async def aclose(self) -> None:
         """Let go of what has not begun. The event loop does so for what is dropped."""
-        await self._values.aclose()
+        self._part = iter(())
+        await self._parts.aclose()
 
     async def _all(self) -> Any:
         mapping = self._start()
-        values = [value async for part in _parts(mapping) for value in part]
+        values = [value async for part in _parts(lambda: mapping) for value in part]
         return mapping.filled() if self._into_array else values
-
-    async def _each_value(self) -> AsyncGenerator[Any, None]:
-        if self._into_array:
-            raise ArgumentError("a map with out gives no results one by one: await it")
-        async with contextlib.aclosing(_parts(self._start())) as parts:
-            async for part in parts:
-                for value in part:
-                    yield value
 
     def _start(self) -> Mapping:
         if self._begun:
@@ -66,11 +68,12 @@ class AsyncResults(AsyncIterator[Any]):
         return self._begin()
 
 
-async def _parts(mapping: Mapping) -> AsyncGenerator[list[Any], None]:
-    """Give the results of a map in parts, as they come."""
+async def _parts(begin: Callable[[], Mapping]) -> AsyncGenerator[list[Any], None]:
+    """Begin a map, and give its results in parts, as they come."""
     import asyncio  # noqa: PLC0415  whoever gets here has it; others need not wait for it
 
-    told = 0
+    mapping, told = begin(), 0
+    del begin  # what it belongs to has this, and should go when it is dropped, not when the garbage collector comes
     try:
         while True:
             mapping.feed()

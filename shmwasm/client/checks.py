@@ -16,6 +16,7 @@ import msgspec
 
 from shmwasm.engine.numbers import real_number
 from shmwasm.errors import ArgumentError, shown
+from shmwasm.posix.signals import raises_again
 from shmwasm.protocol import messages
 from shmwasm.rewrite import seam
 
@@ -28,6 +29,8 @@ def whole_number(value: object, what: str, *, low: int = 0, high: int = LARGEST)
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except Exception as failure:  # the value's own code ran
+        if not raises_again(lambda: operator.index(value)):  # type: ignore[arg-type]
+            raise
         raise ArgumentError(f"{what} must be a whole number, not {shown(value)}") from failure
     if not low <= number <= high:
         raise ArgumentError(f"{what} must be from {low} to {high}, not {shown(number)}")
@@ -85,6 +88,8 @@ def seconds(value: object, what: str) -> float:
     try:
         number = real_number(value)
     except Exception as failure:  # the value's own code ran
+        if not raises_again(lambda: real_number(value)):
+            raise
         raise ArgumentError(f"{what} must be a number of seconds, not {shown(value)}") from failure
     if math.isnan(number):
         raise ArgumentError(f"{what} must be a number of seconds, not {shown(value)}")
@@ -98,8 +103,10 @@ def wasi_options(value: object) -> messages.WasiOptions | None:
     if not isinstance(value, messages.WasiOptions):
         raise ArgumentError(f"wasi must be WasiOptions, not {shown(value)}")
     try:
-        options = msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=_path), type=messages.WasiOptions)
-    except Exception as failure:
+        options = _copy(value)
+    except Exception as failure:  # the code of what it holds ran
+        if not raises_again(lambda: _copy(value)):
+            raise
         raise ArgumentError(f"the WASI options {shown(value)} cannot be: {failure}") from failure
     for one in (*options.args, *_both(options.env), *_both(options.preopens), options.stdin, options.stdout, options.stderr):
         _check_characters(one, "a WASI option")
@@ -109,6 +116,10 @@ def wasi_options(value: object) -> messages.WasiOptions | None:
                 f"the WASI option read_only_preopens has {shown(guest)}, which is none of the preopens' guest paths"
             )
     return options
+
+
+def _copy(options: messages.WasiOptions) -> messages.WasiOptions:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(options, enc_hook=_path), type=messages.WasiOptions)
 
 
 def _path(value: object) -> str:

@@ -17,6 +17,7 @@ from shmwasm.core.dispatching import cells_of
 from shmwasm.engine.compiling import CompiledModule
 from shmwasm.engine.modules import FunctionType, GlobalType, ImportName, OtherType
 from shmwasm.engine.numbers import BITS, NUMBERS, fits, number_of
+from shmwasm.posix.signals import raises_again
 from shmwasm.protocol import messages
 from shmwasm.rewrite.rewriting import WASI_MODULE
 
@@ -260,6 +261,8 @@ def _number(label: str, kind: GlobalType, given: Any) -> int | float:
     try:
         number = number_of(kind.content, given)
     except Exception as failure:  # the value's own code ran
+        if not raises_again(lambda: number_of(kind.content, given)):
+            raise
         raise errors.ArgumentError(
             f"the import {label} is {errors.shown(given)}, and must be of type {kind.content}"
         ) from failure
@@ -280,6 +283,8 @@ def _pickle(name: str, function: Callable[..., Any]) -> bytes:
     try:
         return pickle.dumps(function)
     except Exception as error:  # the function's own code ran
+        if not raises_again(lambda: pickle.dumps(function)):
+            raise
         raise errors.ArgumentError(
             f"the import {name} cannot be pickled, so it cannot run in a worker ({error}); make it importable, or use on_client"
         ) from error

@@ -73,7 +73,6 @@ class Runtime(AsyncClosing):
 
     def __init__(self, *, connect: str | os.PathLike[str] | None = None, quota: int = 0) -> None:
         refuse_on_top("a new runtime")
-        check_platform()
         allowed = checks.whole_number(quota, "a quota of bytes")
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
@@ -81,7 +80,8 @@ class Runtime(AsyncClosing):
         self._pools: set[Dispatcher] = set()
         self._modules: weakref.WeakSet[Module] = weakref.WeakSet()
         try:
-            with interrupts_put_off():  # else a process or a thread is left that nobody ends
+            with interrupts_put_off():  # else a process, a thread or a descriptor is left that nobody ends
+                check_platform()
                 self._open(connect, allowed)
         except BaseException:
             self.close()

@@ -17,7 +17,7 @@ from shmwasm.core import layout
 from shmwasm.core.hot import SlotCells, free_function, malloc_function
 from shmwasm.errors import ArgumentError, ClosedError, HeapCorruptError, InvalidFreeError, ProtocolError, shown
 from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
-from shmwasm.posix.signals import interrupts_put_off
+from shmwasm.posix.signals import interrupts_put_off, raises_again
 from shmwasm.protocol.messages import SlabRange
 
 if TYPE_CHECKING:
@@ -325,4 +325,6 @@ def _index(value: object, what: str) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except Exception as failure:  # the value's own code ran
+        if not raises_again(lambda: operator.index(value)):  # type: ignore[arg-type]
+            raise
         raise ArgumentError(f"{shown(value)} is not {what}") from failure

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from shmwasm.core import layout
 from shmwasm.core.calls import invoke, pointer
+from shmwasm.posix.signals import raises_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ UNSIGNED_CELLS: Final = {"i32": "I4x", "i64": "Q", "f32": "f4x", "f64": "d"}
 
 SIGNED_CELLS: Final = {"i32": "i4x", "i64": "q", "f32": "f4x", "f64": "d"}
 """The same, integers signed."""
+
+_REFUSALS: Final = (struct.error, TypeError, OverflowError)
+"""What `struct` raises of an argument that it cannot pack."""
 
 _HOST: Final = "<I12x"
 """A core function's array of arguments, for one that takes a request, and then its answer."""
@@ -120,13 +124,12 @@ class Request:
 
     def pack(self, arguments: Sequence[object]) -> bool:
         """Take the arguments of a single call; return False unless they are numbers that fit, all unsigned or all signed."""
-        for pack in (self._pack, self._pack_signed):
-            try:
-                pack(self.memory, 0, self.place, *arguments)
-            except Exception:  # noqa: BLE001, S112  an argument's own code may raise anything
-                continue
-            return True
-        return False
+        try:
+            return self._try_to_pack(arguments)
+        except Exception:
+            if raises_again(lambda: self._try_to_pack(arguments)):
+                return False
+            raise
 
     def results(self) -> tuple[int | float, ...]:
         """Return the results of a single call that returned, integers signed."""
@@ -136,6 +139,16 @@ class Request:
     def cells(self) -> bytes:
         """Return the results as they are, for `results_format`."""
         return bytes(self.memory[_CELLS : _CELLS + CELL * self._words[_CELLS_OUT]])
+
+    def _try_to_pack(self, arguments: Sequence[object]) -> bool:
+        """Pack what is not refused; raises whatever an argument's own code does."""
+        for pack in (self._pack, self._pack_signed):
+            try:
+                pack(self.memory, 0, self.place, *arguments)
+            except _REFUSALS:
+                continue
+            return True
+        return False
 
     def forget(self) -> None:
         """Forget the call that it was last submitted for."""
@@ -185,11 +198,13 @@ def hot_function(
 ) -> Callable[..., object]:
     """Return the function that takes a call's arguments, enters the core with a request of `pool`, and returns its results."""
 
-    def pack_otherwise(request: Request, given: tuple[object, ...]) -> None:
+    def pack_otherwise(request: Request, given: tuple[object, ...], failure: Exception) -> None:
         arguments = tuple(argument for argument in given if argument is not _MISSING)
         if not request.pack(arguments):
             packed = request.pack(steps.convert(arguments))
             assert packed, "numbers were converted wrongly"
+        elif not isinstance(failure, _REFUSALS):
+            raise failure  # a signal's handler did: what an argument's own code raises, it would have raised again
 
     made: Callable[..., object] = _maker(len(kind.parameters), len(kind.results))(
         take=pool.pop,
@@ -243,8 +258,8 @@ def make({given}):
                 if more:
                     raise TypeError
                 pack(request.memory, 0, request.place, {arguments})
-            except Exception:
-                pack_otherwise(request, ({arguments}*more,))
+            except Exception as failure:
+                pack_otherwise(request, ({arguments}*more,), failure)
             enter(context, function, request.arguments, arity, trap)
             answer, {results} = unpack(request.memory)
             if answer:

@@ -16,6 +16,7 @@ import wasmtime
 from wasmtime import _bindings, _ffi
 
 from shmwasm.errors import ModuleError, shown
+from shmwasm.posix.signals import raises_again
 
 ImportName = tuple[str, str]
 """Module and name of an import."""
@@ -125,6 +126,8 @@ def _read_file(source: str | os.PathLike[str]) -> tuple[str, bytes]:
     try:
         path = os.fsdecode(source)
     except Exception as failure:  # the path's own code ran
+        if not raises_again(lambda: os.fsdecode(source)):
+            raise
         raise ModuleError(shown(source), f"it is no path: {failure}") from failure
     try:
         # A pipe that nobody writes to must not be waited for.

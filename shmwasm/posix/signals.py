@@ -226,6 +226,19 @@ def interrupts_put_off() -> _PutOff:
     return _PUT_OFF
 
 
+def raises_again(action: Callable[[], object]) -> bool:
+    """Return whether an action raises an `Exception` as it did before: a value's own code does, and a signal's handler does not.
+
+    So whoever says in its own words what a value's code raised finds out that it was a time limit's handler, which must pass.
+    """
+    with interrupts_put_off():
+        try:
+            action()
+        except Exception:  # noqa: BLE001  it is the value's
+            return True
+    return False
+
+
 def interrupts_let_through(*, most: int = sys.maxsize) -> _LetThrough:
     """Return a block for what takes long, where interrupts are put off: there the handler runs, and may raise.
 

@@ -22,8 +22,10 @@ _arrive = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 3)(("PyErr_SetInterrupt"
 
 
 class _Steps:
-    def __init__(self, chosen: float) -> None:
+    def __init__(self, chosen: float, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.chosen = chosen
+        self.error = error
+        self.passed = False
         self.taken = 0
         self.interrupted = False
         self._arrives = False
@@ -45,11 +47,11 @@ class _Steps:
         return self.count if self.taken < self.chosen else _arrive
 
     def handle(self, *_: object) -> None:
-        """Handle SIGINT as Python does, but once."""
+        """Handle SIGINT as Python does, or by another error, but once."""
         sys.settrace(None)
         if not self.interrupted and not self._over:
             self.interrupted = True
-            raise KeyboardInterrupt
+            raise self.error
 
     def trace(self, work: Callable[[], object]) -> None:
         """Do some work."""
@@ -58,8 +60,8 @@ class _Steps:
         try:
             sys.settrace(self.enter)
             work()
-        except KeyboardInterrupt:
-            pass
+        except self.error:
+            self.passed = True
         finally:
             self._over = True  # what arrived at the last step has nobody to interrupt
             sys.settrace(tracing)
@@ -78,6 +80,13 @@ def interrupt(work: Callable[[], object], step: int) -> bool:
     steps = _Steps(step)
     steps.trace(work)
     return steps.interrupted
+
+
+def passes(work: Callable[[], object], step: int, error: type[BaseException]) -> bool:
+    """Do some work, where a handler raises an error just before that step, if it has as many; return whether that comes out."""
+    steps = _Steps(step, error)
+    steps.trace(work)
+    return steps.passed or not steps.interrupted
 
 
 def do_on_top(work: Callable[[], object], step: int, something: Callable[[], object]) -> None:

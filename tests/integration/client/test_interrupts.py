@@ -176,6 +176,59 @@ def test_more_can_be_made_whichever_step_ctrl_c_ended(own_bench: Bench, work: Ca
     own_bench.check_that_nothing_is_lost()
 
 
+def test_no_descriptor_is_left_whichever_step_of_a_vain_connection_ctrl_c_ended() -> None:
+    """The watch over all tests looks for one."""
+
+    def connect() -> None:
+        with contextlib.suppress(errors.CoordinatorLostError):
+            Runtime(connect="\0shmwasm-nobody-listens-here")
+
+    for _ in steps.chosen(connect, 1 << 30):
+        pass
+
+
+class Number:
+    """A number whose own code runs."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+class SlowError(Exception):
+    """What the handler of a time limit raises: unlike Ctrl-C's it is an `Exception`, as an argument's own code may raise."""
+
+
+@pytest.mark.parametrize("number", [7, -7, Number(7), Number(-7)], ids=["7", "-7", "own 7", "own -7"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda bench, number: bench.instance.call("i32", number),
+        lambda bench, number: bench.instance.exports.i32(number),
+        lambda bench, number: bench.instance.call("i32", number, timeout=PATIENCE),
+        lambda bench, number: bench.instance.submit("i32", number).result(PATIENCE),
+        lambda bench, number: bench.pool.submit("i32", number, timeout=abs(number.__index__())).result(PATIENCE),
+        lambda bench, number: list(bench.pool.map("i32", [number], chunksize=number)) if number.__index__() > 0 else None,
+    ],
+    ids=["call by name", "call", "call with limit", "submit", "submit to pool", "map"],
+)
+def test_what_the_handler_of_a_time_limit_raises_passes_at_any_step(
+    bench: Bench, work: Callable[[Bench, object], object], number: int
+) -> None:
+    lost: list[int] = []
+
+    def interrupt(work_once: Callable[[], object], step: int) -> None:
+        if not steps.passes(work_once, step, SlowError):
+            lost.append(step)
+
+    for _ in steps.chosen(lambda: work(bench, number), STEPS, interrupt):
+        pass
+    bench.check()
+    assert not lost
+
+
 @pytest.mark.parametrize("timeout", [PATIENCE, None])
 def test_an_instance_closes_whichever_step_of_a_call_ctrl_c_ended(bench: Bench, timeout: float | None) -> None:
     instance = bench.runtime.spawn(bench.module)
