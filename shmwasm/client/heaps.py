@@ -172,7 +172,8 @@ class SharedHeap(Closing):
             self.free_address(block)
             return
         if block.heap is not self:
-            raise errors.InvalidFreeError(self.name, block.address, f"it is a block of shared heap {block.heap.name!r}")
+            whose = ", as another runtime opened it" if block.heap.capability() == self.capability() else ""
+            raise errors.InvalidFreeError(self.name, block.address, f"it is a block of shared heap {block.heap.name!r}{whose}")
         if block.freed:
             raise errors.InvalidFreeError(self.name, block.address, "it was freed already")
         self._free_place(block.offset + FIRST_PLACE)

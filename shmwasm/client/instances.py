@@ -439,7 +439,9 @@ class Instance(AsyncClosing):
             raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: it was freed")
         self._bases = self._attached_heaps()  # another heap of the chain may have been opened since
         if block.heap not in self._bases:
-            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap is not attached there")
+            twin = any(heap.capability() == block.heap.capability() for heap in self._bases)
+            why = "was opened by another runtime" if twin else "is not attached there"
+            raise errors.ArgumentError(f"{block!r} cannot be passed to {self!r}: its heap {why}")
         return self._bases[block.heap]
 
     def _attached_heaps(self) -> dict[SharedHeap, AppAddress]:

@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 from shmwasm.client.columns import Rows, Source, unpack
 from shmwasm.client.lots import Pace
 from shmwasm.client.outputs import Output
+from shmwasm.errors import ShmwasmError
 from shmwasm.posix.conditions import Condition
 from shmwasm.posix.reentry import afterwards, on_top_of_lock, refuse_on_top
 from shmwasm.posix.signals import interrupts_put_off
@@ -140,7 +141,7 @@ class Mapping:
         self._more = more
         self._check_may_block = check_may_block
         self.interrupted = False
-        """Whether Ctrl-C, or the like, ended the wait for its results: then what runs is not wanted either."""
+        """Whether something else than a call ended the wait for its results: then what runs is not wanted either."""
         self._lock = self._changed = Condition()
         self._wake: Callable[[], None] | None = None
         self._end = source.total
@@ -355,8 +356,11 @@ class Mapping:
             return self.wishes.output.part(self._end or 0)
 
     def leave(self, error: BaseException) -> None:
-        """Close, because of an error; if it is Ctrl-C, or the like, what runs ends, too."""
-        self.interrupted = not isinstance(error, (Exception, GeneratorExit))
+        """Close, because of an error; unless it is a call's own, what runs ends, too.
+
+        So it does where a signal's handler raises, which may raise anything, and where the map's time has passed.
+        """
+        self.interrupted = not isinstance(error, (ShmwasmError, GeneratorExit))
         self.close()
 
     def close(self) -> None:

@@ -228,7 +228,8 @@ class InstancePool(Executor):
             UnsupportedError: There is a limit of fuel, and the module is not metered, or the function takes or returns something
                 that is not a number.
             ClosedError: The pool was shut down.
-            TimeoutError: A result was not there in time.
+            TimeoutError: A result was not there in time. What runs then is interrupted, as it is by whatever else comes from
+                outside of the calls: Ctrl-C, or what an iterable raises.
         """
         options = MapOptions(
             timeout=timeout,

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import selectors
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -110,7 +111,7 @@ class Receiver:
         """Raise unless the calling thread may wait for something that this thread has to read.
 
         Raises:
-            UnsupportedError: The calling thread is the receiver itself, or holds a lock (see `reentry`).
+            UnsupportedError: The calling thread is the receiver itself, or holds a lock (see `reentry`), or the interpreter ends.
         """
         refuse_on_top("waiting for another process")
         self.check_is_another()
@@ -119,8 +120,12 @@ class Receiver:
         """Raise if the calling thread is the receiver itself; it may hold a lock which it lets go of as it waits.
 
         Raises:
-            UnsupportedError: It is.
+            UnsupportedError: It is; or the interpreter ends, whose other threads run no more.
         """
+        if sys.is_finalizing():
+            raise errors.UnsupportedError(
+                "waiting for another process", "the interpreter ends, and the thread that would hear of the answer runs no more"
+            )
         if threading.current_thread() is self._thread:
             raise errors.UnsupportedError(
                 "a blocking call in a future's callback", "it would wait for the thread that it runs in"

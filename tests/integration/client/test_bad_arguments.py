@@ -326,3 +326,17 @@ def test_names_and_choices_may_be_strings_of_types_of_their_own(runtime: Runtime
     with runtime.create_shared_heap(1, name=Name.HEAP, on_death=Name.FREE) as heap:
         assert heap.name == "one"
         assert runtime.open_shared_heap(Name.HEAP) is heap
+
+
+def test_a_block_of_a_heap_that_another_runtime_opened_is_refused_as_such(shared_runtime: Runtime, echo_text: str) -> None:
+    with Runtime(connect=shared_runtime.address) as other:
+        heap = shared_runtime.create_shared_heap(1 << 16, name="twin")
+        twin = other.open_shared_heap("twin")
+        with heap, heap.malloc(10) as block:
+            with pytest.raises(errors.InvalidFreeError, match="'twin', as another runtime opened it"):
+                twin.free(block)
+            with (
+                other.spawn(other.load(echo_text), shared_heap=twin) as instance,
+                pytest.raises(errors.ArgumentError, match="its heap was opened by another runtime"),
+            ):
+                instance.call("add", block, 1)

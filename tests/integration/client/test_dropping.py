@@ -21,6 +21,24 @@ with Runtime() as closed:
 forgotten = Runtime()
 """
 
+LATE = """
+from shmwasm import Runtime, errors
+
+class Late:
+    def __del__(self):
+        for wait in (pool.submit("add", 1, 2).result, lambda: list(pool.map("add", [1], [2])), pool.shutdown, runtime.close):
+            try:
+                wait()
+            except errors.UnsupportedError:
+                print("UnsupportedError")
+
+runtime = Runtime()
+text = '(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))'
+pool = runtime.pool(runtime.load(text), size=1)
+pool.submit("add", 1, 2).result()
+late = Late()
+"""
+
 
 def test_a_pool_that_is_dropped_is_warned_of_and_what_it_runs_goes_on(runtime: Runtime, echo_text: str) -> None:
     module = runtime.load(echo_text)
@@ -56,3 +74,9 @@ def test_a_runtime_that_is_open_at_the_end_is_warned_of_to_who_wants_to_know(dev
     ended = subprocess.run([sys.executable, *options, "-c", FORGETFUL], capture_output=True, text=True, timeout=50, check=True)
     assert ended.stderr.count("ResourceWarning: unclosed <shmwasm.client.runtime.Runtime object") == dev
     assert dev or not ended.stderr
+
+
+def test_a_finalizer_that_comes_when_the_interpreter_ends_is_told_that_it_cannot_wait() -> None:
+    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=50, check=True)
+    assert ended.stdout.split() == ["UnsupportedError"] * 4
+    assert not ended.stderr

@@ -249,6 +249,10 @@ def test_a_pool_can_be_shut_down_again_whichever_step_ctrl_c_ended(own_bench: Be
         assert not any(instance.alive for instance in pools[-1].instances)
 
 
+LOOPER = """(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
+  (func (export "loop") (param i32) (result i32) (loop $again (br $again)) (i32.const 0)))"""
+
+
 @contextlib.contextmanager
 def interrupted_once_all_run(pool: InstancePool) -> Iterator[None]:
     """Press Ctrl-C once all instances are busy with what is done here, which ends by that."""
@@ -280,14 +284,39 @@ def interrupted_once_all_run(pool: InstancePool) -> Iterator[None]:
     ],
 )
 def test_ctrl_c_ends_the_calls_that_a_pool_is_waited_for(shared_runtime: Runtime, work: Callable[[InstancePool], object]) -> None:
-    text = """(module (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
-      (func (export "loop") (param i32) (result i32) (loop $again (br $again)) (i32.const 0)))"""
-    with shared_runtime.load(text) as module, shared_runtime.pool(module, size=2) as pool:
+    with shared_runtime.load(LOOPER) as module, shared_runtime.pool(module, size=2) as pool:
         with interrupted_once_all_run(pool):
             work(pool)
         assert pool.submit("add", 1, 2).result(PATIENCE) == 3
         assert list(pool.map("add", range(10), range(10))) == list(range(0, 20, 2))
         assert len(pool.broadcast("add", 1, 2)) == 2
+
+
+@pytest.mark.parametrize("raised", [TimeoutError, ValueError, KeyboardInterrupt])
+def test_whatever_an_alarms_handler_raises_ends_the_calls_of_the_map_that_is_waited_for(
+    shared_runtime: Runtime, raised: type[BaseException]
+) -> None:
+    def ring(signal_number: int, frame: object) -> None:
+        raise raised
+
+    with shared_runtime.load(LOOPER) as module, shared_runtime.pool(module, size=1) as pool:
+        usual = signal.signal(signal.SIGALRM, ring)
+        try:
+            results = pool.map("loop", [0, 1])
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(raised):
+                list(results)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, usual)
+        assert pool.submit("add", 1, 2).result(PATIENCE) == 3
+
+
+def test_a_map_whose_time_has_passed_leaves_no_instance_busy(shared_runtime: Runtime) -> None:
+    with shared_runtime.load(LOOPER) as module, shared_runtime.pool(module, size=1) as pool:
+        with pytest.raises(TimeoutError):
+            list(pool.map("loop", [0, 1], timeout=0.1))
+        assert pool.submit("add", 1, 2).result(PATIENCE) == 3
 
 
 def test_ctrl_c_in_a_pools_block_ends_what_runs_there(shared_runtime: Runtime, echo_text: str) -> None:
