@@ -244,6 +244,18 @@ except BaseException:
     raise
 """
 
+_ENDING: Final = """
+except BaseException:
+    # Also a signal's handler may raise, after the call was submitted.
+    try:
+        {withdraw}
+    finally:
+        give(request)
+    raise
+give(request)
+return result
+"""
+
 _TEMPLATE: Final = """
 def make({given}):
     def call({parameters}*more):
@@ -271,29 +283,14 @@ def make({given}):
                 result = finish(request, answer) if answer else {result}
             else:
                 result = {result}
-        except BaseException:
-            # Also a signal's handler may raise, after the call was submitted.
-            try:
-                {withdraw}
-            finally:
-                give(request)
-            raise
-        give(request)
-        return result
+        {ending}
     return call
 """
 _WAITED_FOR: Final = """
 def waited_for(work, request, withdraw, give):
     try:
         result = work()
-    except BaseException:
-        try:
-            {withdraw}
-        finally:
-            give(request)
-        raise
-    give(request)
-    return result
+    {ending}
 """
 
 _GIVEN: Final = (
@@ -304,6 +301,11 @@ _GIVEN: Final = (
 def _withdrawing(interrupts: int) -> str:
     """Return the text that withdraws a call for certain, whoever interrupts that so often."""
     return _WITHDRAW.strip().format(again=_within(_withdrawing(interrupts - 1), 4) if interrupts else "pass")
+
+
+def _ending(depth: int) -> str:
+    """Return the text that ends whatever has a request, and that begins so many characters deep."""
+    return _within(_ENDING.strip().format(withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 8)), depth)
 
 
 def _within(text: str, depth: int) -> str:
@@ -318,7 +320,7 @@ def _made(text: str, name: str) -> Any:
     return names[name]
 
 
-_waited_for: Final = _made(_WAITED_FOR.format(withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 12)), "waited_for")
+_waited_for: Final = _made(_WAITED_FOR.format(ending=_ending(4)), "waited_for")
 
 
 def waited_for(
@@ -347,6 +349,6 @@ def _maker(parameters: int, results: int) -> Any:
         arguments="".join(f"a{index}, " for index in range(parameters)),
         results=", ".join(values),
         result=values[0] if results == 1 else f"[{', '.join(values)}]" if values else None,
-        withdraw=_within(_withdrawing(_MOST_INTERRUPTS), 16),
+        ending=_ending(8),
     )
     return _made(text, "make")
